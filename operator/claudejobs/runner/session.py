@@ -1,0 +1,115 @@
+"""Everything around the attempt: input, signals, result, exit code. Whatever happens ends in a result."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import claude_agent_sdk
+from pydantic import ValidationError
+
+from claudejobs.api.categories import POLICIES, Category
+from claudejobs.api.events import INPUT_FILE, STATE_DIR, WORKSPACE_DIR, Outcome, RunnerInput, RunnerResult
+
+from .classify import StopReason
+from .emit import EventWriter, one_line, write_termination_message
+from .processes import become_subreaper, kill_descendants
+from .run import Attempt
+
+INPUT_VARIABLE = "CLAUDEJOBS_INPUT"
+WORKSPACE_VARIABLE = "CLAUDEJOBS_WORKSPACE"
+TERMINATION_LOG_VARIABLE = "CLAUDEJOBS_TERMINATION_LOG"
+
+
+class InputError(Exception):
+    """The input document cannot be used; ``category`` says whose fault that is."""
+
+    def __init__(self, category: Category, message: str) -> None:
+        super().__init__(message)
+        self.category = category
+
+
+def run_job(protocol: int, signalled: Callable[[], bool]) -> int:
+    """Run the job whose input is mounted; the exit code.
+
+    Args:
+        protocol: the descriptor that event lines go to.
+        signalled: whether a signal to stop came before this could listen for one.
+    """
+    writer = EventWriter(protocol)
+    try:
+        result = asyncio.run(_run(writer, signalled))
+    except Exception as error:
+        result = _failure(Category.INTERNAL, f"unexpected {type(error).__name__}: {error}")
+    kill_descendants()
+    return _report(writer, result)
+
+
+async def _run(writer: EventWriter, signalled: Callable[[], bool]) -> RunnerResult:
+    try:
+        job = read_input(Path(os.environ.get(INPUT_VARIABLE) or INPUT_FILE))
+    except InputError as error:
+        writer.started(1, claude_agent_sdk.__version__)
+        return _failure(error.category, str(error))
+    writer.started(job.attempt, claude_agent_sdk.__version__)
+    if not become_subreaper():
+        writer.notice("the kernel refused PR_SET_CHILD_SUBREAPER; orphans may outlive the agent", "warning")
+    workspace = Path(os.environ.get(WORKSPACE_VARIABLE) or WORKSPACE_DIR)
+    attempt = Attempt(job, writer, workspace, workspace / Path(STATE_DIR).relative_to(WORKSPACE_DIR))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, attempt.stop, StopReason.CANCELLED)
+    if signalled():
+        return RunnerResult(
+            outcome=Outcome.CANCELLED,
+            category=Category.CANCELLED,
+            message="cancelled: the runner was asked to stop before it began",
+        )
+    return await attempt.run()
+
+
+def read_input(path: Path) -> RunnerInput:
+    """The input document.
+
+    Raises:
+        InputError: when it is missing or not what the contract says.
+    """
+    try:
+        document = path.read_bytes()
+    except OSError as error:
+        message = (
+            f"cannot read the job's input {path}: {error.strerror}; the operator mounts it from a Secret"
+        )
+        raise InputError(Category.INTERNAL, message) from error
+    try:
+        return RunnerInput.model_validate_json(document)
+    except ValidationError as error:
+        # Without the values: a prompt or a token would end up in a status message.
+        faults = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors()
+        )
+        raise InputError(
+            Category.INVALID_REQUEST, f"the job's input {path} is not valid: {faults}"
+        ) from error
+
+
+def _failure(category: Category, message: str) -> RunnerResult:
+    return RunnerResult(outcome=Outcome.FAILED, category=category, message=one_line(message))
+
+
+def _report(writer: EventWriter, result: RunnerResult) -> int:
+    path = Path(os.environ.get(TERMINATION_LOG_VARIABLE) or "/dev/termination-log")
+    error = write_termination_message(path, result)
+    try:
+        if error is not None:
+            writer.notice(f"cannot write the termination message {path}: {error.strerror}", "warning")
+        writer.result(result)
+    except OSError:
+        pass  # Nobody reads the log any more; the termination message is written.
+    if result.category is None:
+        return 0
+    code = POLICIES[result.category].exit_code
+    return 1 if code is None else code
