@@ -26,15 +26,15 @@ from .progress import TaskList
 BACKOFF_FIRST_SECONDS = 0.5
 """The CLI's own first delay; it doubles, with some jitter."""
 
-SUMMARY_FIELDS = ("command", "file_path", "notebook_path", "pattern", "url", "query", "subject", "description")
+SUMMARY_FIELDS = (
     "command",
     "file_path",
     "notebook_path",
     "pattern",
     "url",
     "query",
-    "description",
     "subject",
+    "description",
 )
 REJECTED_STATUSES = (401, 403)
 
