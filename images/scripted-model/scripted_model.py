@@ -361,7 +361,7 @@ async def respond(request: web.Request, talk: Conversation, odd: bool) -> web.St
     for index, block in enumerate(blocks):
         for part in block_frames(index, block, pieces):
             await response.write(part)
-            if talk.name == "stream":
+            if talk.name == "stream" and b"content_block_delta" in part:
                 await asyncio.sleep(1)
     ending = {"stop_reason": stop, "stop_sequence": None}
     await response.write(frame({"type": "message_delta", "delta": ending, "usage": usage}))
