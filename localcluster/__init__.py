@@ -1,0 +1,59 @@
+"""A real single-node Kubernetes cluster for development and tests, with or without Docker.
+
+`python -m localcluster --help` lists the commands; `ensure()` is the way in for test suites.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from localcluster.settings import REPOSITORY, LocalClusterError, Settings, from_environment
+from localcluster.targets import Cluster, Target, select
+
+__all__ = [
+    "Cluster",
+    "LocalClusterError",
+    "Settings",
+    "Target",
+    "audit_log_path",
+    "build",
+    "build_and_load_images",
+    "ensure",
+    "from_environment",
+    "select",
+]
+
+
+def ensure() -> Cluster:
+    """Return a cluster that works, making or repairing it first; seconds when it is up, minutes the first time.
+
+    Which cluster is decided by the environment, as for the commands.
+    Raises LocalClusterError when that is impossible, with what to do about it.
+    """
+    return select(from_environment()).up()
+
+
+def build(name: str, dockerfile: Path, context: Path = REPOSITORY) -> str:
+    """Build an image, load it into the running cluster, and return the reference that names its content.
+
+    Raises LocalClusterError when the build fails or the cluster is not up.
+    """
+    return select(from_environment()).build_and_load(name, dockerfile, context)
+
+
+def build_and_load_images(*names: str) -> dict[str, str]:
+    """Do that for the product's own images (`claudejobs-operator`, ...; all when none is named).
+
+    Return name -> reference. An image whose content is unchanged costs well under a second.
+    """
+    from localcluster import images  # noqa: PLC0415 - most callers never build
+
+    return images.build_all(select(from_environment()).build_and_load, list(names))
+
+
+def audit_log_path() -> Path | None:
+    """Return where the running cluster's audit log is: one JSON line per API write, none for reads.
+
+    None where the cluster keeps none that can be read from here.
+    """
+    return select(from_environment()).cluster().audit_log
