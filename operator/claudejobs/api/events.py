@@ -57,7 +57,12 @@ class Usage(_Wire):
 
 
 class ClaudeOptions(_Wire):
-    """The agent's options, in the SDK's terms; ``None`` leaves the SDK's default."""
+    """The agent's options, in the SDK's terms; ``None`` leaves the SDK's default.
+
+    One default differs: without ``system_prompt`` the agent gets Claude Code's own, as the SDK's is empty.
+    ``append_system_prompt`` follows either. ``max_budget_usd`` bounds the job: all attempts that share a
+    workspace together.
+    """
 
     model: str | None = None
     fallback_model: str | None = None
@@ -112,7 +117,11 @@ class RunnerResult(_Wire):
     Attributes:
         category: set unless ``outcome`` is completed.
         message: one line for people; why it ended.
-        retry_after_seconds: what the model API asked for, when it limited the rate.
+        text: the final answer, of an attempt that has one.
+        cost_usd: of this attempt alone, as ``usage`` and ``num_turns`` are. What a CLI that was killed had
+            spent by then is not known, and not in it.
+        retry_after_seconds: what the model API asked for, when it limited the rate and the CLI let it be
+            known; it hides a Retry-After too long for its own retries.
         api_status: HTTP status of the model API's last error.
         truncated: ``text`` or ``structured_output`` was cut or dropped to fit; the ``result`` event in the
             log has the whole.
