@@ -42,7 +42,7 @@ def run_job(protocol: int, signalled: Callable[[], bool]) -> int:
     writer = EventWriter(protocol)
     try:
         result = asyncio.run(_run(writer, signalled))
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
         result = _failure(Category.INTERNAL, f"unexpected {type(error).__name__}: {error}")
     kill_descendants()
     return _report(writer, result)
