@@ -236,7 +236,7 @@ def parse_event(line: str | bytes) -> Event | None:
 
     Never raises: what a job prints is not ours to trust.
     """
-    if len(line) > MAX_LINE_BYTES or not line.lstrip()[:1] in ("{", b"{"):
+    if len(line) > MAX_LINE_BYTES or line.lstrip()[:1] not in ("{", b"{"):
         return None
     try:
         return _EVENT.validate_json(line)
