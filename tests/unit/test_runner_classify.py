@@ -1,4 +1,4 @@
-"""Endings to categories, as RUNNER's measurements found them. Pure."""
+"""From how a run ended to its category: the endings that the SDK was seen to give."""
 
 from __future__ import annotations
 
