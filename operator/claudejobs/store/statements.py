@@ -1,0 +1,188 @@
+# ruff: noqa: S608 - every part of the SQL is a constant of this package; values are parameters
+"""The SQL, written once per dialect from one description of the columns.
+
+The guards (terminal rows are frozen, rank and progress never go down, null replaces nothing) are in the
+statements themselves, so that they hold for any order of writes and for two operators at once. ``merge.py``
+is the same rule in Python.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy.dialects.postgresql.base import PGDialect
+
+from claudejobs.api.process_state import MAX_ROW_LOG_LINES, LogLine, ProcessState, ProcessStatus
+
+from .merge import IDENTITY_COLUMNS, NULLABLE_COLUMNS
+from .tables import process_states
+
+TAIL_LINE_CHARS = 1000
+"""Longest line in a row's ``logs``: bounds the row at about 200 KB. ``process_logs`` has it whole."""
+
+ROW_COLUMNS = (*IDENTITY_COLUMNS, *NULLABLE_COLUMNS, "status", "progress", "metadata")
+LOG_COLUMNS = ("process_id", "seq", "time", "stream", "line")
+
+_TERMINAL = ", ".join(f"'{status}'" for status in ProcessStatus if status.terminal)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """SQL for ``exec_driver_sql``; a list of tuples as parameters runs it once for each."""
+
+    sql: str
+    parameters: tuple[Any, ...] | list[tuple[Any, ...]]
+
+
+def _rank(status: str) -> str:
+    cases = " ".join(f"WHEN '{status}' THEN {status.rank}" for status in ProcessStatus)
+    return f"CASE {status} {cases} END"
+
+
+def _on_conflict(greatest: str, differs: str) -> str:
+    merged = {name: f"COALESCE(excluded.{name}, t.{name})" for name in NULLABLE_COLUMNS}
+    merged["status"] = (
+        f"CASE WHEN {_rank('excluded.status')} >= {_rank('t.status')} THEN excluded.status ELSE t.status END"
+    )
+    merged["progress"] = f"{greatest}(excluded.progress, t.progress)"
+    merged["metadata"] = "CASE WHEN excluded.metadata = '{}' THEN t.metadata ELSE excluded.metadata END"
+    assignments = ", ".join(f"{name} = {value}" for name, value in merged.items())
+    return (
+        f"ON CONFLICT (process_id) DO UPDATE SET {assignments}, "
+        f"updated_at = {greatest}(excluded.updated_at, t.updated_at) "
+        f"WHERE t.status NOT IN ({_TERMINAL}) "
+        f"AND ({', '.join(merged.values())}) {differs} ({', '.join(f't.{name}' for name in merged)})"
+    )
+
+
+class PostgresStatements:
+    """One statement per batch: arrays in, unnested by the server, so that its text never varies."""
+
+    def __init__(self) -> None:
+        dialect = PGDialect()  # type: ignore[no-untyped-call]
+        types = {c.name: c.type.compile(dialect) for c in process_states.columns}
+        arrays = ", ".join(f"%s::{types[name]}[]" for name in ROW_COLUMNS)
+        columns = ", ".join(ROW_COLUMNS)
+        self._upsert = (
+            f"INSERT INTO process_states AS t ({columns}, logs, created_at, updated_at) "
+            f"SELECT {columns}, '{{}}'::text[], now.at, now.at "
+            f"FROM unnest({arrays}) AS n({columns}), (SELECT %s::timestamptz AS at) AS now "
+            + _on_conflict("GREATEST", "IS DISTINCT FROM")
+        )
+
+    def upsert_rows(self, rows: Sequence[ProcessState], now: datetime) -> Statement:
+        """Insert or merge rows of distinct attempts, sorted so that two writers lock in one order."""
+        ordered = sorted(rows, key=lambda row: row.process_id)
+        values = zip(*(_row_values(row) for row in ordered), strict=True)
+        return Statement(self._upsert, (*(list(column) for column in values), now))
+
+    def insert_lines(self, lines: Sequence[LogLine]) -> Statement:
+        """Insert the lines that are not there yet."""
+        ordered = sorted(lines, key=lambda line: (line.process_id, line.seq))
+        columns = [[getattr(line, name) for line in ordered] for name in LOG_COLUMNS]
+        return Statement(
+            "INSERT INTO process_logs (process_id, seq, time, stream, line) SELECT * FROM "
+            "unnest(%s::text[], %s::bigint[], %s::timestamptz[], %s::text[], %s::text[]) "
+            "ON CONFLICT DO NOTHING",
+            tuple(columns),
+        )
+
+    def lock_rows(self, process_ids: Iterable[str]) -> Statement | None:
+        """Lock rows before their tails are read.
+
+        A statement sees what was committed before it began. Without the lock, two writers that add lines to
+        one attempt would each write a tail without the other's lines.
+        """
+        return Statement(
+            "SELECT 1 FROM process_states WHERE process_id = ANY(%s) ORDER BY process_id FOR NO KEY UPDATE",
+            (sorted(process_ids),),
+        )
+
+    def refresh_tails(self, process_ids: Iterable[str], now: datetime) -> Statement:
+        """Set ``logs`` to the newest lines in ``process_logs``."""
+        return Statement(
+            "UPDATE process_states AS t SET logs = tail.lines, updated_at = GREATEST(t.updated_at, %s) "
+            "FROM unnest(%s::text[]) AS wanted(process_id) CROSS JOIN LATERAL ("
+            f"SELECT array_agg(left(newest.line, {TAIL_LINE_CHARS}) ORDER BY newest.seq) AS lines FROM ("
+            "SELECT l.seq, l.line FROM process_logs AS l WHERE l.process_id = wanted.process_id "
+            f"ORDER BY l.seq DESC LIMIT {MAX_ROW_LOG_LINES}) AS newest) AS tail "
+            "WHERE t.process_id = wanted.process_id AND tail.lines IS NOT NULL "
+            "AND t.logs IS DISTINCT FROM tail.lines",
+            (now, sorted(process_ids)),
+        )
+
+
+class SqliteStatements:
+    """One prepared statement per batch, run for each row within the transaction."""
+
+    def __init__(self) -> None:
+        columns = ", ".join(ROW_COLUMNS)
+        marks = ", ".join("?" for _ in ROW_COLUMNS)
+        self._upsert = (
+            f"INSERT INTO process_states AS t ({columns}, logs, created_at, updated_at) "
+            f"VALUES ({marks}, '[]', ?, ?) " + _on_conflict("max", "IS NOT")
+        )
+
+    def upsert_rows(self, rows: Sequence[ProcessState], now: datetime) -> Statement:
+        """Insert or merge rows."""
+        at = _sqlite_value(now)
+        return Statement(
+            self._upsert,
+            [(*(_sqlite_value(value) for value in _row_values(row)), at, at) for row in rows],
+        )
+
+    def insert_lines(self, lines: Sequence[LogLine]) -> Statement:
+        """Insert the lines that are not there yet."""
+        return Statement(
+            "INSERT INTO process_logs (process_id, seq, time, stream, line) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT DO NOTHING",
+            [tuple(_sqlite_value(getattr(line, name)) for name in LOG_COLUMNS) for line in lines],
+        )
+
+    def lock_rows(self, _process_ids: Iterable[str]) -> Statement | None:
+        """Nothing: a writing transaction has the whole file."""
+        return None
+
+    def refresh_tails(self, process_ids: Iterable[str], now: datetime) -> Statement:
+        """Set ``logs`` to the newest lines in ``process_logs``."""
+        at = _sqlite_value(now)
+        return Statement(
+            "UPDATE process_states AS t SET logs = tail.lines, updated_at = max(t.updated_at, ?) FROM ("
+            f"SELECT json_group_array(substr(line, 1, {TAIL_LINE_CHARS})) AS lines, count(*) AS n FROM ("
+            "SELECT line FROM (SELECT seq, line FROM process_logs WHERE process_id = ? "
+            f"ORDER BY seq DESC LIMIT {MAX_ROW_LOG_LINES}) ORDER BY seq)) AS tail "
+            "WHERE t.process_id = ? AND tail.n > 0 AND t.logs IS NOT tail.lines",
+            [(at, process_id, process_id) for process_id in sorted(process_ids)],
+        )
+
+
+Statements = PostgresStatements | SqliteStatements
+
+
+def statements_for(dialect: str) -> Statements:
+    """Return the statements of ``postgresql`` or ``sqlite``."""
+    return PostgresStatements() if dialect == "postgresql" else SqliteStatements()
+
+
+def _row_values(row: ProcessState) -> list[Any]:
+    values = [getattr(row, name) for name in ROW_COLUMNS[:-1]]
+    # psycopg would make enum types of these; they are plain text.
+    values[_STATUS] = row.status.value
+    values[_CATEGORY] = None if row.error_category is None else row.error_category.value
+    # Sorted, so that equal metadata is equal text, which is how SQLite compares it.
+    values.append(json.dumps(row.metadata, sort_keys=True, default=str, ensure_ascii=False, allow_nan=False))
+    return values
+
+
+_STATUS = ROW_COLUMNS.index("status")
+_CATEGORY = ROW_COLUMNS.index("error_category")
+
+
+def _sqlite_value(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return value
