@@ -25,7 +25,7 @@ __all__ = [
 
 
 def ensure() -> Cluster:
-    """Return a cluster that works, making or repairing it first; seconds when it is up, minutes the first time.
+    """Return a cluster that works, made or repaired first; seconds when it is up, minutes the first time.
 
     Which cluster is decided by the environment, as for the commands.
     Raises LocalClusterError when that is impossible, with what to do about it.

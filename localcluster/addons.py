@@ -1,4 +1,4 @@
-"""What the cluster itself runs as ordinary objects: its DNS, and the API server's right to reach the kubelet."""
+"""What the cluster itself runs as ordinary objects: DNS, and the API server's right to reach the kubelet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LABELS = {"k8s-app": "kube-dns"}
 
 
 def corefile(forward_to: Sequence[str]) -> str:
-    """Render CoreDNS's configuration; without `forward_to` it knows the cluster's names and refuses others."""
+    """Render CoreDNS's configuration; without `forward_to` it knows the cluster's names only."""
     forward = f"\n    forward . {' '.join(forward_to)}" if forward_to else ""
     return f""".:{_DNS_PORT} {{
     errors

@@ -1,4 +1,4 @@
-"""Builds the cluster's programs from the Go modules beside this file, once for each state of their sources."""
+"""Builds the cluster's programs from the Go modules beside this file, once per state of their sources."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _check_go() -> None:
 
 
 def _prune(root: Path, name: str, keep: Path) -> None:
-    """Remove all but the newest builds; a running cluster keeps its files open, so removal does not harm it."""
+    """Remove all but the newest builds; a running cluster keeps its files open and is not harmed."""
     builds = sorted(root.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in builds[_KEPT_BUILDS:]:
         if old != keep:

@@ -1,4 +1,4 @@
-"""What each component of the cluster is started with: arguments and configuration files, rendered from the settings.
+"""What each component is started with: arguments and configuration files, rendered from the settings.
 
 Pure: nothing here touches the machine. `all_components` is the list, in the order of starting.
 """
@@ -207,7 +207,7 @@ def kubelet_config(settings: Settings, net: Network) -> dict[str, Any]:
         "clusterDNS": [DNS_SERVICE],
         "resolvConf": str(settings.state / "resolv.conf"),
         "containerRuntimeEndpoint": f"unix://{settings.containerd_socket}",
-        # A control group of its own: a kubelet removes pod groups it does not know, another cluster's included.
+        # A control group of its own: a kubelet removes pod groups it does not know, another cluster's too.
         "cgroupRoot": f"/{settings.identity}",
         "cgroupDriver": "cgroupfs",
         "failCgroupV1": False,
@@ -218,7 +218,7 @@ def kubelet_config(settings: Settings, net: Network) -> dict[str, Any]:
         "serializeImagePulls": False,
         "kubeAPIQPS": 200,
         "kubeAPIBurst": 400,
-        # The disk is the developer's: neither evict pods from it early nor remove images that nobody can pull again.
+        # The disk is the developer's: no early eviction, and no removal of images that nobody can pull again.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "imageGCHighThresholdPercent": 100,
     }
@@ -272,7 +272,8 @@ def containerd_config(settings: Settings, pause_image: str) -> str:
 root = {root}
 state = {state}
 disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"]
+  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", \
+"io.containerd.snapshotter.v1.devmapper"]
 
 [grpc]
 address = {socket}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from localcluster.settings import LocalClusterError, Settings
-from localcluster.shell import run, succeeds
+from localcluster.shell import run, succeeds, write
 from localcluster.targets import Cluster, Row
 
 
@@ -55,12 +54,10 @@ class ExistingCluster:
         )
 
     def _kubeconfig(self) -> Path:
-        """Write the current context alone into a file of our own: a later switch must not move jobs elsewhere."""
-        from localcluster.shell import write  # noqa: PLC0415
-
+        """Write the current context alone into a file of our own: a later switch must not move jobs."""
         path = self._settings.state_root / "existing" / f"{self._settings.name}.kubeconfig"
         write(path, run(["kubectl", "config", "view", "--minify", "--flatten", "--raw"]))
         return path
 
     def _tools(self) -> Path:
-        return Path(os.path.dirname(str(shutil.which("kubectl"))))  # noqa: PTH120
+        return Path(str(shutil.which("kubectl"))).parent

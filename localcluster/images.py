@@ -1,4 +1,4 @@
-"""Builds images without a container daemon and without pulling: buildah, on a base made of Debian's packages."""
+"""Builds images without a daemon and without pulling: buildah, on a base made of Debian's packages."""
 
 from __future__ import annotations
 
@@ -76,9 +76,17 @@ def build(cache: Path, name: str, dockerfile: Path, context: Path) -> Image:
 def _buildah(cache: Path, *arguments: str | Path) -> str:
     """Run buildah on a storage of our own, so that it neither sees nor changes the user's images."""
     (cache / "buildah" / "tmp").mkdir(parents=True, exist_ok=True)
+    return run(["buildah", *_storage(cache), *arguments], env={"TMPDIR": str(cache / "buildah" / "tmp")})
+
+
+def _storage(cache: Path) -> list[str]:
     home = cache / "buildah"
-    storage = ["--root", home / "root", "--runroot", home / "run", "--storage-driver", "overlay"]
-    return run(["buildah", *storage, *arguments], env={"TMPDIR": str(home / "tmp")})
+    return ["--root", f"{home}/root", "--runroot", f"{home}/run", "--storage-driver", "overlay"]
+
+
+def _is_built(cache: Path, reference: str) -> bool:
+    """Say whether the builder's storage holds an image."""
+    return succeeds(["buildah", *_storage(cache), "inspect", "--type", "image", reference])
 
 
 def _build(cache: Path, image: Image, dockerfile: Path, context: Path) -> None:
@@ -112,7 +120,7 @@ def _base_key(today: datetime.date) -> str:
 
 def _ensure_base(cache: Path, key: str) -> None:
     labelled = f"localhost/claudejobs-base:{key}"
-    if succeeds_in(cache, labelled):
+    if _is_built(cache, labelled):
         return
     rootfs = cache / "images" / f"base-{key}.tar"
     rootfs.parent.mkdir(parents=True, exist_ok=True)
@@ -132,26 +140,6 @@ def _ensure_base(cache: Path, key: str) -> None:
             old.unlink()
 
 
-def succeeds_in(cache: Path, reference: str) -> bool:
-    """Say whether the builder's storage holds an image."""
-    home = cache / "buildah"
-    return succeeds(
-        [
-            "buildah",
-            "--root",
-            home / "root",
-            "--runroot",
-            home / "run",
-            "--storage-driver",
-            "overlay",
-            "inspect",
-            "--type",
-            "image",
-            reference,
-        ]
-    )
-
-
 def _prune(cache: Path, name: str) -> None:
     digits = "[0-9a-f]" * 12
     archives = sorted(
@@ -159,6 +147,6 @@ def _prune(cache: Path, name: str) -> None:
     )
     for old in archives[_KEPT_ARCHIVES:]:
         reference = f"localhost/{name}:{old.stem[-12:]}"
-        if succeeds_in(cache, reference):
+        if _is_built(cache, reference):
             _buildah(cache, "rmi", "--force", reference)
         old.unlink()

@@ -62,7 +62,7 @@ class KindCluster:
         """Ask kind for the cluster and the cluster for its nodes."""
         if not self._exists():
             return [Row("cluster", False, f"kind knows no cluster {self._settings.name}")]
-        kubectl = [self._settings.bin_dir / "kubectl", "--kubeconfig", self._settings.kubeconfig]
+        kubectl = [str(self._settings.bin_dir / "kubectl"), "--kubeconfig", str(self._settings.kubeconfig)]
         ready = succeeds([*kubectl, "wait", "--for=condition=Ready", "node", "--all", "--timeout=1s"])
         return [Row("nodes", ready, "Ready" if ready else "not Ready")]
 
@@ -108,7 +108,7 @@ class KindCluster:
         return str(place / "kind")
 
     def _link_tools(self) -> None:
-        """Use the machine's kubectl and helm where it has both, else build the ones the local cluster uses."""
+        """Use the machine's kubectl and helm where it has both, else build the local cluster's."""
         directory = self._settings.bin_dir
         found = {name: shutil.which(name) for name in ("kubectl", "helm")}
         if not all(found.values()):

@@ -52,7 +52,6 @@ class LocalCluster:
         _need_root()
         with locked(self._lock), step(f"removing cluster {self._settings.name}"):
             teardown.remove(self._settings)
-        self._lock.unlink(missing_ok=True)
 
     def status(self) -> list[Row]:
         """Look at each component's process, at the API server, the node and DNS."""
@@ -115,8 +114,8 @@ class LocalCluster:
         self._prepare(components, net, built)
         restarted = self._start_all(components, built, pause, dns)
         self._set_egress(net)
-        self._apply_addons(dns)
-        self._wait_until_usable(restarted)
+        applied = self._apply_addons(dns)
+        self._wait_until_usable(restarted or applied)
         return self.cluster()
 
     def _changed(self, components: list[Component]) -> list[str]:
@@ -226,21 +225,21 @@ class LocalCluster:
             return []
         found = network.upstream_nameservers(Path("/etc/resolv.conf").read_text())
         if not found:
-            say(
-                "  no name server in /etc/resolv.conf is reachable from pods: outside names will not resolve there"
-            )
+            say("  no name server of /etc/resolv.conf is reachable from pods: outside names will not resolve")
         return found
 
-    def _apply_addons(self, dns_image: str) -> None:
+    def _apply_addons(self, dns_image: str) -> bool:
+        """Apply what changed since the last time; say whether that was anything."""
         manifests = addons.manifests(dns_image, self._nameservers())
         if self._recorded("addons") == _hash(manifests):
-            return
+            return False
         with step("applying DNS"):
             self._kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=manifests)
         write(self._settings.state / "addons", _hash(manifests))
+        return True
 
-    def _wait_until_usable(self, restarted: bool) -> None:
-        if not restarted and self._node_ready() and self._dns_ready():
+    def _wait_until_usable(self, changed: bool) -> None:
+        if not changed and self._node_ready() and self._dns_ready():
             return
         everything = (
             "containerd",

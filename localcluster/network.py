@@ -1,7 +1,8 @@
 """The node's network: a namespace of its own, joined to the machine by one pair of interfaces.
 
 Everything of the cluster runs in that namespace, as in a machine of its own: ports never collide with the
-machine's, kube-proxy's rules stay inside, and removing the namespace removes interfaces, routes and rules at once.
+machine's, kube-proxy's rules stay inside, and removing the namespace removes interfaces, routes and rules at
+once.
 Pods are joined to the node by point-to-point interfaces and routed, so traffic between them passes the node's
 rules without help of the bridge netfilter module.
 """
@@ -63,7 +64,7 @@ class Network:
 
 
 def choose(taken: Iterable[str]) -> Network:
-    """Pick the lowest number whose networks overlap none of `taken` (CIDR strings; a default route is ignored).
+    """Pick the lowest number whose networks overlap none of `taken` (CIDR strings, default routes ignored).
 
     Raises LocalClusterError when all are taken.
     """
@@ -87,10 +88,7 @@ def taken_networks() -> list[str]:
 
 def remembered(settings: Settings) -> Network | None:
     """Read back which network this cluster has, if it has one."""
-    try:
-        return Network(int(json.loads((settings.state / "network.json").read_text())["number"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return _read(settings.state / "network.json")
 
 
 def allocate(settings: Settings) -> Network:

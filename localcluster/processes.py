@@ -1,4 +1,4 @@
-"""Processes that outlive the command that started them, and are recognised for certain when it is run again."""
+"""Processes that outlive the command that started them, and are recognised for certain by the next one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def find(directory: Path, name: str) -> Handle | None:
 
 
 def start(directory: Path, name: str, argv: Sequence[str | Path], log: Path, cwd: Path) -> None:
-    """Start a program in a session of its own, its output appended to `log`, its identity kept in `directory`."""
+    """Start a program in a session of its own, output appended to `log`, identity kept in `directory`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists() and log.stat().st_size > _LARGEST_LOG:
         log.rename(log.with_name(f"{log.name}.1"))
@@ -80,13 +80,6 @@ def start(directory: Path, name: str, argv: Sequence[str | Path], log: Path, cwd
     )
     pid = int(background.stdout)
     write(_pidfile(directory, name), json.dumps({"pid": pid, "start": start_time(pid) or 0}))
-
-
-def stop(directory: Path, name: str, seconds: float = 10) -> None:
-    """End the process recorded under `name`: ask, wait up to `seconds`, then force."""
-    if handle := find(directory, name):
-        end([handle], seconds)
-    _pidfile(directory, name).unlink(missing_ok=True)
 
 
 def end(handles: Iterable[Handle], seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-# Standard output belongs to what a caller may want to capture (the kubeconfig's path), so progress goes to stderr.
+# Standard output belongs to what a caller may capture (the kubeconfig's path), so progress goes to stderr.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _live: list[Progress] = []
+_live_lock = threading.Lock()
 
 
 def say(text: str) -> None:
@@ -41,25 +43,21 @@ def _spinner(title: str) -> Iterator[None]:
         yield
         return
     # Steps run in parallel share one display: rich allows only one at a time on a console.
-    if not _live:
-        display = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
-        display.start()
-        _live.append(display)
-    display = _live[0]
-    task = display.add_task(title)
+    with _live_lock:
+        if not _live:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            _live.append(Progress(*columns, console=console, transient=True))
+            _live[0].start()
+        display = _live[0]
+        task = display.add_task(title)
     try:
         yield
     finally:
-        display.remove_task(task)
-        if not display.task_ids and _live:
-            _live.clear()
-            display.stop()
+        with _live_lock:
+            display.remove_task(task)
+            if not display.task_ids:
+                _live.clear()
+                display.stop()
 
 
 def in_parallel(*actions: Callable[[], object]) -> None:

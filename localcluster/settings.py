@@ -85,10 +85,10 @@ class Settings:
 
     @property
     def identity(self) -> str:
-        """The name as the kernel's objects (namespace, cgroup, nft table) carry it; unique per state directory.
+        """The name as the kernel's objects (namespace, cgroup, nft table) carry it.
 
-        The default cluster of the default state directory has the plain name; another state directory's cluster
-        of the same name gets a suffix, so that the two can run side by side.
+        A cluster outside the default state directory gets a suffix, so that two of one name can run side by
+        side.
         """
         if self.state_root == default_state_root():
             return f"claudejobs-{self.name}"
@@ -97,7 +97,9 @@ class Settings:
 
 def default_state_root() -> Path:
     """Where clusters live unless CLAUDEJOBS_STATE says otherwise."""
-    return Path("/var/lib/claudejobs-localcluster")
+    if os.geteuid() == 0:
+        return Path("/var/lib/claudejobs-localcluster")
+    return Path.home() / ".local" / "state" / "claudejobs-localcluster"
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:

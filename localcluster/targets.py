@@ -58,7 +58,7 @@ class Target(Protocol):
 
 
 def select(settings: Settings) -> Target:
-    """Return the target that the settings name, or, when they name none, the one that this machine can run."""
+    """Return the target that the settings name, or, when they name none, the one this machine can run."""
     from localcluster.existing import ExistingCluster  # noqa: PLC0415 - a target's needs are loaded with it
     from localcluster.kind import KindCluster  # noqa: PLC0415
     from localcluster.local import LocalCluster  # noqa: PLC0415

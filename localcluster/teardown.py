@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 import shutil
 import time
@@ -15,20 +16,14 @@ from localcluster.settings import LocalClusterError, Settings
 from localcluster.shell import run
 
 CGROUPS = Path("/sys/fs/cgroup")
-# The kubelet first, or it restarts what ends; containerd last, it is what the others' containers hang on.
-_STOP_ORDER = (
-    "kubelet",
-    "kube-proxy",
-    "kube-scheduler",
-    "kube-controller-manager",
-    "kube-apiserver",
-    "etcd",
-    "containerd",
-)
+# containerd is what the others' containers hang on, so it ends last.
+_COMPONENTS = ("kubelet", "kube-proxy", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd")
+_PATIENCE = 2.0
+"""Seconds that components get to end by themselves, for etcd to write its data down."""
 
 
 def cgroups(settings: Settings) -> list[Path]:
-    """List the control groups that hold this cluster's pods: one for each hierarchy, or one in all (version 2)."""
+    """List the control groups that hold this cluster's pods: one per hierarchy, or one in all (version 2)."""
     return [p for p in (CGROUPS / settings.identity, *CGROUPS.glob(f"*/{settings.identity}")) if p.is_dir()]
 
 
@@ -45,37 +40,47 @@ def create_cgroups(settings: Settings) -> None:
 def end_processes(settings: Settings) -> None:
     """End all processes of the cluster, recorded or not: components, shims, and what runs in containers."""
     pids = settings.state / "run"
-    for name in _STOP_ORDER[:-1]:
-        processes.stop(pids, name)
+    found = [handle for name in _COMPONENTS if (handle := processes.find(pids, name))]
+    processes.end(found, _PATIENCE)
     shims = processes.with_argument(str(settings.containerd_socket))
     processes.end([*shims, *processes.in_cgroups(cgroups(settings))], seconds=0)
-    processes.stop(pids, _STOP_ORDER[-1])
+    if containerd := processes.find(pids, "containerd"):
+        processes.end([containerd], _PATIENCE)
     # Pid files may be lost, but the network namespace is this cluster's alone, and so are its control groups.
     left = [
         *processes.in_network_namespace(network.namespace(settings)),
         *processes.in_cgroups(cgroups(settings)),
     ]
-    processes.end(left, seconds=2)
+    processes.end(left, seconds=0)
 
 
 def clear_node(settings: Settings) -> None:
     """Undo all that lives in the kernel: processes, mounts, control groups, interfaces, rules; files stay."""
     end_processes(settings)
-    sockets = shim_sockets(settings.state)
     unmount_below(settings.state)
-    for path in sockets:
-        path.unlink(missing_ok=True)
+    _remove_strays(settings)
     shutil.rmtree(settings.state / "containerd" / "state", ignore_errors=True)
     shutil.rmtree(settings.state / "cni-data", ignore_errors=True)
     for cgroup in cgroups(settings):
         _remove_cgroup(cgroup)
     network.remove(settings, network.remembered(settings))
-    # These two places are fixed in the kubelet and in containerd; nothing but the names tells whose files they are.
+
+
+def _remove_strays(settings: Settings) -> None:
+    """Remove the cluster's files from places that are fixed in the kubelet and in containerd."""
     for link in Path("/var/log/containers").glob("*.log"):
         if link.is_symlink() and link.readlink().is_relative_to(settings.state):
             link.unlink(missing_ok=True)
-    for result in Path("/var/lib/cni/results").glob(f"{settings.identity}-*"):
-        result.unlink(missing_ok=True)
+    home, results = settings.state / "containerd", Path("/var/lib/cni/results")
+    sandboxes = {
+        *(path.name for path in home.glob("root/io.containerd.grpc.v1.cri/sandboxes/*")),
+        *(path.name for path in home.glob("state/io.containerd.runtime.v2.task/k8s.io/*")),
+    }
+    for sandbox in sandboxes:
+        shim_socket(settings.containerd_socket, sandbox).unlink(missing_ok=True)
+    for pattern in (f"{settings.identity}-*", *(f"*-{sandbox}-*" for sandbox in sandboxes)):
+        for result in results.glob(pattern):
+            result.unlink(missing_ok=True)
 
 
 def remove(settings: Settings) -> None:
@@ -94,17 +99,14 @@ def remove(settings: Settings) -> None:
         ) from error
 
 
-def shim_sockets(state: Path) -> list[Path]:
-    """Find the sockets that containerd's shims keep outside the state directory; each bundle names its own."""
-    found = []
-    for address in state.glob("containerd/state/io.containerd.runtime.v2.task/*/*/address"):
-        with suppress(OSError):
-            found.append(Path(address.read_text().strip().removeprefix("unix://")))
-    return [path for path in found if path.is_relative_to("/run/containerd/s")]
+def shim_socket(containerd_socket: Path, sandbox: str) -> Path:
+    """Name the socket of a pod's shim as containerd does: by a hash, in one directory for all its instances."""
+    name = hashlib.sha256(f"{containerd_socket}/k8s.io/{sandbox}".encode()).hexdigest()
+    return Path("/run/containerd/s") / name
 
 
 def mounts_below(mountinfo: str, directory: Path) -> list[Path]:
-    """Pick from the text of /proc/self/mountinfo the mount points at or below `directory`, the deepest first."""
+    """Pick from the text of /proc/self/mountinfo the points at or below `directory`, the deepest first."""
     points = [_unescape(line.split()[4]) for line in mountinfo.splitlines() if line]
     below = [Path(point) for point in points if Path(point).is_relative_to(directory)]
     return sorted(below, key=lambda path: len(path.parts), reverse=True)
