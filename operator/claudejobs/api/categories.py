@@ -69,22 +69,16 @@ POLICIES: dict[Category, CategoryPolicy] = {
     ),
     Category.OVERLOADED: CategoryPolicy(True, True, 15, 21, "the model API was overloaded or answered 5xx"),
     Category.NETWORK: CategoryPolicy(True, True, 5, 22, "the model API could not be reached"),
-    Category.MODEL_ERROR: CategoryPolicy(
-        False, True, 0, 23, "the model refused, or its answer could not be used"
-    ),
+    Category.MODEL_ERROR: CategoryPolicy(False, True, 0, 23, "the model refused, or its answer could not be used"),
     Category.AUTH: CategoryPolicy(False, True, 0, 24, "the model API rejected the credentials"),
     Category.BILLING: CategoryPolicy(False, True, 0, 25, "the account has no credit left"),
     Category.INVALID_REQUEST: CategoryPolicy(
         False, True, 0, 26, "the request can never succeed as it is (unknown model, bad option)"
     ),
-    Category.CONTEXT_OVERFLOW: CategoryPolicy(
-        False, True, 0, 27, "the conversation outgrew the model's context"
-    ),
+    Category.CONTEXT_OVERFLOW: CategoryPolicy(False, True, 0, 27, "the conversation outgrew the model's context"),
     Category.MAX_TURNS: CategoryPolicy(False, True, 0, 28, "spec.claude.maxTurns was reached"),
     Category.BUDGET_EXCEEDED: CategoryPolicy(False, True, 0, 29, "spec.claude.maxBudgetUSD was spent"),
-    Category.OUTPUT_INVALID: CategoryPolicy(
-        False, True, 0, 30, "the answer never satisfied spec.claude.outputSchema"
-    ),
+    Category.OUTPUT_INVALID: CategoryPolicy(False, True, 0, 30, "the answer never satisfied spec.claude.outputSchema"),
     Category.TIMEOUT: CategoryPolicy(False, True, 0, 31, "spec.timeoutSeconds passed"),
     Category.STALLED: CategoryPolicy(
         True, True, 5, 32, "the agent showed no sign of life for spec.stallTimeoutSeconds"
@@ -93,19 +87,13 @@ POLICIES: dict[Category, CategoryPolicy] = {
     Category.EVICTED: CategoryPolicy(True, False, 5, None, "the kubelet evicted the pod"),
     Category.NODE_LOST: CategoryPolicy(True, False, 5, None, "the pod's node went away"),
     Category.PREEMPTED: CategoryPolicy(True, False, 5, None, "a pod of higher priority took its place"),
-    Category.POD_LOST: CategoryPolicy(
-        True, False, 2, None, "the pod was deleted by someone else before it ended"
-    ),
-    Category.UNSCHEDULABLE: CategoryPolicy(
-        False, True, 0, None, "no node could take the pod within the start timeout"
-    ),
+    Category.POD_LOST: CategoryPolicy(True, False, 2, None, "the pod was deleted by someone else before it ended"),
+    Category.UNSCHEDULABLE: CategoryPolicy(False, True, 0, None, "no node could take the pod within the start timeout"),
     Category.CREDENTIALS: CategoryPolicy(
         False, True, 0, None, "the credentials Secret or one of its keys does not exist"
     ),
     Category.IMAGE: CategoryPolicy(False, True, 0, None, "the runner's image could not be pulled"),
-    Category.RUNNER_CRASH: CategoryPolicy(
-        True, True, 5, None, "the runner ended without a result that can be read"
-    ),
+    Category.RUNNER_CRASH: CategoryPolicy(True, True, 5, None, "the runner ended without a result that can be read"),
     Category.SDK_CRASH: CategoryPolicy(True, True, 5, 33, "the agent's process crashed, restarts included"),
     Category.WORKSPACE: CategoryPolicy(False, True, 0, 34, "the workspace could not be prepared"),
     Category.CANCELLED: CategoryPolicy(False, True, 0, 35, "the job was cancelled"),

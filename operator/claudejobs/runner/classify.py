@@ -144,9 +144,7 @@ def is_crash(ending: Ending) -> bool:
 
 def lost_session(ending: Ending) -> bool:
     """The CLI did not know the session that it was to resume."""
-    report = ending.report or (
-        Report.of_error(ending.error) if isinstance(ending.error, ResultError) else None
-    )
+    report = ending.report or (Report.of_error(ending.error) if isinstance(ending.error, ResultError) else None)
     return report is not None and report.is_error and NO_CONVERSATION in report.text
 
 
@@ -164,24 +162,18 @@ def classify(ending: Ending) -> Verdict:
     if not report.is_error:
         return _answered(report, ending)
     category = _category_of_error(report, ending.label)
-    return Verdict(
-        Outcome.FAILED, category, report.text or f"{report.subtype} without a message", report.status
-    )
+    return Verdict(Outcome.FAILED, category, report.text or f"{report.subtype} without a message", report.status)
 
 
 def _stopped(stop: StopReason, ending: Ending) -> Verdict:
     if stop is StopReason.CANCELLED:
         return Verdict(Outcome.CANCELLED, Category.CANCELLED, "cancelled: the runner was asked to stop")
     if stop is StopReason.TIMEOUT:
-        return Verdict(
-            Outcome.FAILED, Category.TIMEOUT, "stopped: spec.timeoutSeconds passed", ending.retry_status
-        )
+        return Verdict(Outcome.FAILED, Category.TIMEOUT, "stopped: spec.timeoutSeconds passed", ending.retry_status)
     if stop is StopReason.STALLED:
         message = "stopped: the agent showed no sign of life for spec.stallTimeoutSeconds"
         return Verdict(Outcome.FAILED, Category.STALLED, message, ending.retry_status)
-    message = (
-        f"the model API rejected the credentials with status {ending.retry_status}; check the Secret's key"
-    )
+    message = f"the model API rejected the credentials with status {ending.retry_status}; check the Secret's key"
     return Verdict(Outcome.FAILED, Category.AUTH, message, ending.retry_status)
 
 

@@ -147,9 +147,7 @@ class EventWriter:
 
     def api_retry(self, attempt: int, max_retries: int, delay_seconds: float, status: int | None) -> None:
         """The CLI waits to call the model API again."""
-        self._write(
-            ApiRetry, attempt=attempt, max_retries=max_retries, delay_seconds=delay_seconds, status=status
-        )
+        self._write(ApiRetry, attempt=attempt, max_retries=max_retries, delay_seconds=delay_seconds, status=status)
 
     def notice(self, text: str, level: str = "info") -> None:
         """Something that a person should know; ``level`` is info, warning or error."""

@@ -60,9 +60,7 @@ def build_options(
         model=claude.model,
         fallback_model=claude.fallback_model,
         system_prompt=_system_prompt(claude),
-        permission_mode=cast(
-            PermissionMode, _one_of("permissionMode", claude.permission_mode, PermissionMode)
-        ),
+        permission_mode=cast(PermissionMode, _one_of("permissionMode", claude.permission_mode, PermissionMode)),
         allowed_tools=claude.allowed_tools,
         disallowed_tools=claude.disallowed_tools,
         max_turns=claude.max_turns,
@@ -124,9 +122,7 @@ def _session_id(value: str) -> str:
     try:
         return str(uuid.UUID(value))
     except ValueError:
-        raise OptionError(
-            f"sessionId is {value!r}, but must be a UUID, as the CLI takes nothing else"
-        ) from None
+        raise OptionError(f"sessionId is {value!r}, but must be a UUID, as the CLI takes nothing else") from None
 
 
 def _one_of(field: str, value: str, allowed: Any) -> str:
@@ -156,13 +152,9 @@ def _agents(agents: Mapping[str, Any]) -> dict[str, AgentDefinition]:
     for name, value in agents.items():
         where = f"spec.claude.agents.{name}"
         if not isinstance(value, Mapping):
-            raise OptionError(
-                f"{where} is {type(value).__name__}, but must be an object with: {', '.join(known)}"
-            )
+            raise OptionError(f"{where} is {type(value).__name__}, but must be an object with: {', '.join(known)}")
         if unknown := sorted(set(value) - set(known)):
-            raise OptionError(
-                f"{where} has unknown fields {', '.join(unknown)}; allowed are: {', '.join(known)}"
-            )
+            raise OptionError(f"{where} has unknown fields {', '.join(unknown)}; allowed are: {', '.join(known)}")
         if missing := [field for field in ("description", "prompt") if not value.get(field)]:
             raise OptionError(f"{where} lacks {' and '.join(missing)}, which every agent needs")
         definitions[name] = AgentDefinition(**value)

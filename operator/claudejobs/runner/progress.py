@@ -57,9 +57,7 @@ class TaskList:
             self.percent = max(self.percent, 100 * states.count("completed") // len(states))
         active = [task for task in self._tasks.values() if task.get("status") == "in_progress"]
         if active:
-            self.message = next(
-                (active[0][k] for k in ("activeForm", "subject", "content") if k in active[0]), ""
-            )
+            self.message = next((active[0][k] for k in ("activeForm", "subject", "content") if k in active[0]), "")
         return (self.percent, self.message) != before
 
 

@@ -122,9 +122,7 @@ class Relay:
         # Retry-After is not told, but is a floor for the delay: more than the CLI's backoff is its doing.
         asked = delay > 2 * BACKOFF_FIRST_SECONDS * 2 ** (attempt - 1)
         self.retry_after = delay if self.retry_status == 429 and asked else None
-        self._writer.api_retry(
-            int(attempt), int(_number(data.get("max_retries"), 0)), delay, self.retry_status
-        )
+        self._writer.api_retry(int(attempt), int(_number(data.get("max_retries"), 0)), delay, self.retry_status)
 
     def _rate_limit(self, message: RateLimitEvent) -> None:
         info = message.rate_limit_info
@@ -162,9 +160,7 @@ class Relay:
     def _result(self, message: ResultMessage) -> None:
         self.result = message
         self._outstanding.clear()
-        denied = sorted(
-            {str(d.get("tool_name")) for d in message.permission_denials or [] if isinstance(d, dict)}
-        )
+        denied = sorted({str(d.get("tool_name")) for d in message.permission_denials or [] if isinstance(d, dict)})
         if denied:
             self._writer.notice(f"permission was denied for: {', '.join(denied)}", "warning")
 

@@ -90,9 +90,7 @@ class Attempt:
         while True:
             budget = self._budget_left()
             if budget is not None and budget <= 0:
-                return Ending(
-                    report=Report("error_max_budget_usd", is_error=True, text="the budget is spent")
-                )
+                return Ending(report=Report("error_max_budget_usd", is_error=True, text="the budget is spent"))
             ending = await self._run_process(budget)
             if self._stop_reason is not None or self._restarts >= self._job.max_restarts:
                 return ending

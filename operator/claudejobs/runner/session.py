@@ -80,20 +80,14 @@ def read_input(path: Path) -> RunnerInput:
     try:
         document = path.read_bytes()
     except OSError as error:
-        message = (
-            f"cannot read the job's input {path}: {error.strerror}; the operator mounts it from a Secret"
-        )
+        message = f"cannot read the job's input {path}: {error.strerror}; the operator mounts it from a Secret"
         raise InputError(Category.INTERNAL, message) from error
     try:
         return RunnerInput.model_validate_json(document)
     except ValidationError as error:
         # Without the values: a prompt or a token would end up in a status message.
-        faults = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors()
-        )
-        raise InputError(
-            Category.INVALID_REQUEST, f"the job's input {path} is not valid: {faults}"
-        ) from error
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors())
+        raise InputError(Category.INVALID_REQUEST, f"the job's input {path} is not valid: {faults}") from error
 
 
 def _failure(category: Category, message: str) -> RunnerResult:

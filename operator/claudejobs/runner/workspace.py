@@ -30,9 +30,7 @@ def prepare_directory(workspace: Path, relative: str) -> Path:
             )
         directory.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise WorkspaceError(
-            f"cannot make the working directory {relative!r} in {workspace}: {error}"
-        ) from error
+        raise WorkspaceError(f"cannot make the working directory {relative!r} in {workspace}: {error}") from error
     if not os.access(directory, os.W_OK | os.X_OK):
         raise WorkspaceError(
             f"the working directory {directory} is not writable for uid {os.getuid()}; "

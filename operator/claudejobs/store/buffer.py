@@ -162,9 +162,7 @@ class Buffer:
 
     def oldest_ticket(self) -> int | None:
         """Return the number of the oldest arrival that is not written yet; ``None`` when all is."""
-        tickets = [p.ticket for p in self._taken.pending_rows] + [
-            p.ticket for p in self._taken.pending_lines[:1]
-        ]
+        tickets = [p.ticket for p in self._taken.pending_rows] + [p.ticket for p in self._taken.pending_lines[:1]]
         # Rows and lines each wait in the order of their tickets.
         tickets += [pending.ticket for pending in list(self._rows.values())[:1]]
         tickets += [self._lines[0].ticket] if self._lines else []

@@ -138,9 +138,7 @@ def _parse_postgres(url: str) -> Target:
     return Target("postgresql", display, connect, pgbouncer, secrets)
 
 
-def build_engine(
-    target: Target, settings: StoreSettings, *, statement_timeout: float | None = None
-) -> AsyncEngine:
+def build_engine(target: Target, settings: StoreSettings, *, statement_timeout: float | None = None) -> AsyncEngine:
     """Return an engine of at most a few connections; nothing is connected yet."""
     timeout = settings.statement_timeout if statement_timeout is None else statement_timeout
     if target.dialect == "sqlite":

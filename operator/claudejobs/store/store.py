@@ -187,9 +187,7 @@ class Store:
             try:
                 await self.flush(timeout)
             except TimeoutError as error:
-                logger.error(
-                    "the store stops with unwritten state, which is lost with this process: %s", error
-                )
+                logger.error("the store stops with unwritten state, which is lost with this process: %s", error)
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
