@@ -1,0 +1,165 @@
+"""Writes the CustomResourceDefinition from the pydantic models.
+
+The models are the single source: names, descriptions, defaults, bounds and CEL rules. What a structural schema
+cannot hold (``$ref``, ``anyOf`` with null, titles) is resolved or dropped here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import GROUP, KIND, MAX_JOB_NAME, PLURAL, VERSION, cel
+from .job import MUTABLE_FIELDS, JobSpec
+from .status import JobStatus
+
+_KEPT = {
+    "type",
+    "format",
+    "description",
+    "default",
+    "enum",
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "pattern",
+    "required",
+}
+
+
+def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Turn one JSON Schema node of pydantic's into a structural schema node.
+
+    Raises:
+        ValueError: the node has a form that Kubernetes does not take (a union of types).
+    """
+    if "$ref" in schema:
+        target = definitions[schema["$ref"].removeprefix("#/$defs/")]
+        return structural({**target, **{k: v for k, v in schema.items() if k != "$ref"}}, definitions)
+    if "anyOf" in schema:
+        # An optional field: Kubernetes says so by leaving it out of `required`, not by null.
+        variants = [v for v in schema["anyOf"] if v.get("type") != "null"]
+        if len(variants) != 1:
+            raise ValueError(f"a union of {len(variants)} types cannot be in a structural schema: {schema}")
+        rest = {k: v for k, v in schema.items() if k not in ("anyOf", "default")}
+        return structural({**variants[0], **rest}, definitions)
+    out = {k: v for k, v in schema.items() if k in _KEPT or k.startswith("x-kubernetes-")}
+    if "const" in schema:
+        out["enum"] = [schema["const"]]
+    if "exclusiveMinimum" in schema:
+        out |= {"minimum": schema["exclusiveMinimum"], "exclusiveMinimum": True}
+    if schema.get("format") == "date-time":
+        out["type"] = "string"
+    if "properties" in schema:
+        out["properties"] = {name: structural(node, definitions) for name, node in schema["properties"].items()}
+    elif isinstance(schema.get("additionalProperties"), dict):
+        out["additionalProperties"] = structural(schema["additionalProperties"], definitions)
+        if "maxProperties" in schema:
+            out["maxProperties"] = schema["maxProperties"]
+    if "items" in schema:
+        out["items"] = structural(schema["items"], definitions)
+    if out.get("x-kubernetes-preserve-unknown-fields") and out.get("type") != "object":
+        out.pop("default", None)
+    return out
+
+
+def _immutability_rules() -> list[dict[str, str]]:
+    """Rules for the spec as a whole, because a rule on an optional field is not asked when the field is added or
+    removed."""
+    rules = []
+    for name, field in JobSpec.model_fields.items():
+        if name in MUTABLE_FIELDS:
+            continue
+        key = field.serialization_alias or field.alias or name
+        same = (
+            f"self.{key} == oldSelf.{key}"
+            if field.is_required()
+            else (f"has(self.{key}) == has(oldSelf.{key}) && (!has(self.{key}) || self.{key} == oldSelf.{key})")
+        )
+        rules.append(cel(same, f"{key} cannot be changed once the job exists; make a new job"))
+    rules.append(
+        cel(
+            "!(has(oldSelf.cancel) && oldSelf.cancel) || (has(self.cancel) && self.cancel)",
+            "cancel cannot be undone; make a new job",
+        )
+    )
+    return rules
+
+
+def _schema(model: type[JobSpec] | type[JobStatus]) -> dict[str, Any]:
+    schema = model.model_json_schema(by_alias=True, mode="validation")
+    return structural(schema, schema.get("$defs", {}))
+
+
+def _column(name: str, path: str, kind: str = "string", priority: int = 0, description: str = "") -> dict[str, Any]:
+    column: dict[str, Any] = {"name": name, "type": kind, "jsonPath": path, "priority": priority}
+    return column | ({"description": description} if description else {})
+
+
+COLUMNS = [
+    _column("Phase", ".status.phase"),
+    _column("Progress", ".status.progress", "integer", description="Percent."),
+    _column("Attempt", ".status.attempt", "integer"),
+    _column("Cost", ".status.costUSD", "number", description="US dollars, all attempts."),
+    _column("Age", ".metadata.creationTimestamp", "date"),
+    _column("Pod", ".status.podName", priority=1),
+    _column("Task", ".spec.taskId", priority=1),
+    _column("User", ".spec.userId", priority=1),
+    _column("Model", ".spec.claude.model", priority=1),
+    _column("Message", ".status.message", priority=1),
+]
+
+
+def custom_resource_definition() -> dict[str, Any]:
+    """The CustomResourceDefinition, ready to be written as YAML."""
+    spec = _schema(JobSpec)
+    spec["x-kubernetes-validations"] = _immutability_rules()
+    root = {
+        "type": "object",
+        "description": "A job for Claude Code: one isolated pod per attempt runs the agent until it is done.",
+        "required": ["spec"],
+        "x-kubernetes-validations": [
+            cel(
+                f"self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') "
+                f"&& size(self.metadata.name) <= {MAX_JOB_NAME}",
+                f"metadata.name must be lower-case letters, digits and '-', at most {MAX_JOB_NAME} characters, "
+                "because the job's pods are called NAME-ATTEMPT",
+            )
+        ],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": spec,
+            "status": _schema(JobStatus),
+        },
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "shortNames": ["ccj"],
+                "categories": ["all"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": COLUMNS,
+                    "schema": {"openAPIV3Schema": root},
+                }
+            ],
+        },
+    }

@@ -1,0 +1,119 @@
+"""The operator's settings, read from the environment once, at the start.
+
+The names of the first seven are those of the task manager's worker, so that its deployment's environment can
+stay as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class SettingsError(Exception):
+    """A setting is wrong. The message has a line for each: the variable, what came and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """All settings. The environment variable is the field's name in upper case."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+
+    redis_host: str | None = Field(None, description="Host of the BullMQ queues' Redis; empty switches intake off.")
+    redis_port: int = Field(6379, ge=1, le=65535, description="Port of that Redis.")
+    redis_password: SecretStr | None = Field(None, description="Password of that Redis.")
+    max_concurrent_jobs: int = Field(
+        100, ge=1, le=100000, description="Most jobs that have a pod at a time; the others wait in phase Queued."
+    )
+    job_timeout: int = Field(
+        3600, ge=1, le=604800, description="Seconds that an attempt may take when the job does not say."
+    )
+    retry_attempts: int = Field(3, ge=1, le=20, description="Attempts of a job that does not say; the first counts.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
+
+    database_url: SecretStr = Field(
+        SecretStr("sqlite:////var/lib/claudejobs/state.db"),
+        description="Where ProcessState rows go: postgresql://… or sqlite:////path.",
+    )
+    watch_namespaces: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="Namespaces whose jobs are run, comma-separated; empty means all."
+    )
+    runner_image: str = Field("localhost/claudejobs-runner:dev", min_length=1, description="Image of the jobs' pods.")
+    runner_image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        "IfNotPresent", description="Its pull policy."
+    )
+    credentials_secret: str = Field(
+        "claude-credentials",
+        min_length=1,
+        description="Secret in a job's namespace with the model API's key, for jobs that name none.",
+    )
+    model_base_url: str | None = Field(
+        None, pattern=r"^https?://", description="ANTHROPIC_BASE_URL of the jobs; empty means the public API."
+    )
+    default_model: str | None = Field(None, description="Model of jobs that name none; empty means the SDK's.")
+    default_cpu_request: str = Field("250m", description="CPU request of a job's pod.")
+    default_cpu_limit: str = Field("2", description="CPU limit of a job's pod.")
+    default_memory_request: str = Field("512Mi", description="Memory request of a job's pod.")
+    default_memory_limit: str = Field("2Gi", description="Memory limit of a job's pod.")
+    runtime_class_name: str | None = Field(
+        None, description="RuntimeClass of all jobs' pods, e.g. gvisor; a job cannot choose another."
+    )
+    host_users: bool = Field(True, description="False gives each job's pod a user namespace of its own.")
+    allowed_metadata_domains: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Domains whose labels and annotations a job may put on its pods, comma-separated.",
+    )
+    start_timeout: int = Field(
+        600, ge=5, le=86400, description="Seconds that a pod may need to start (schedule, pull, mount)."
+    )
+    max_disruptions: int = Field(
+        10, ge=0, le=50, description="Endings by eviction, node loss or preemption that a job survives."
+    )
+    resync_seconds: int = Field(
+        300, ge=5, le=86400, description="Seconds between two full listings, which mend whatever a watch missed."
+    )
+    progress_interval: int = Field(
+        30, ge=1, le=3600, description="Least seconds between two status writes that only show progress."
+    )
+    workers: int = Field(16, ge=1, le=256, description="Jobs reconciled at the same time.")
+    health_port: int = Field(8080, ge=0, le=65535, description="Port of /healthz and /readyz; 0 chooses one.")
+
+    @field_validator("watch_namespaces", "allowed_metadata_domains", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known_database(self) -> Self:
+        if not self.database_url.get_secret_value().startswith(("postgres://", "postgresql://", "sqlite:///")):
+            raise ValueError("DATABASE_URL: must start with postgresql:// or sqlite:///")
+        return self
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment.
+
+        Raises:
+            SettingsError: with one line per wrong variable.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            raise SettingsError("\n".join(_explain(dict(e)) for e in error.errors())) from None
+
+
+def _explain(error: dict[str, object]) -> str:
+    path = error["loc"]
+    name = str(path[0]).upper() if isinstance(path, tuple) and path else ""
+    if not name:
+        return str(error["msg"]).removeprefix("Value error, ")
+    secret = any(part in name for part in ("PASSWORD", "URL"))
+    came = "" if secret else f" {error['input']!r} is not valid:"
+    return f"{name}:{came} {error['msg']}. {Settings.model_fields[name.lower()].description}"
