@@ -100,7 +100,7 @@ def remove(settings: Settings) -> None:
 
 
 def shim_socket(containerd_socket: Path, sandbox: str) -> Path:
-    """Name the socket of a pod's shim as containerd does: by a hash, in one directory for all its instances."""
+    """Name the socket of a pod's shim as containerd does: a hash, in one place for all its instances."""
     name = hashlib.sha256(f"{containerd_socket}/k8s.io/{sandbox}".encode()).hexdigest()
     return Path("/run/containerd/s") / name
 
