@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import shutil
 import statistics
 import tempfile
@@ -24,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from claudejobs.api.process_state import ProcessState, ProcessStatus
 from claudejobs.store import Store, StoreSettings, upgrade
 from claudejobs.store.config import parse_url
 from claudejobs.store.database import Database
-from claudejobs.store.statements import ROW_COLUMNS, PostgresStatements, _on_conflict, _row_values
+from claudejobs.store.statements import ROW_COLUMNS, PostgresStatements, _json, _on_conflict, _row_values
 from claudejobs.store.tables import process_states
 from tests.integration.postgres import PostgresServer
 
@@ -74,100 +74,111 @@ def batches(rows: Sequence[ProcessState], size: int = BATCH) -> list[Sequence[Pr
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
+def column_types() -> dict[str, str]:
+    """Return the PostgreSQL type of every column that the upsert sets."""
+    types = {c.name: str(c.type.compile(PGDialect())) for c in process_states.columns}
+    return {name: types[name] for name in ROW_COLUMNS}
+
+
 def single_insert() -> str:
     """Return the upsert of one row."""
-    types = {c.name: str(c.type.compile(_dialect())) for c in process_states.columns}
-    marks = ", ".join(f"%s::{types[name]}" for name in ROW_COLUMNS)
+    marks = ", ".join(f"%s::{kind}" for kind in column_types().values())
     return (
         f"INSERT INTO process_states AS t ({_COLUMNS}, logs, created_at, updated_at) "
         f"VALUES ({marks}, '{{}}', %s, %s) {_CONFLICT}"
     )
 
 
-def _dialect() -> Any:
-    from sqlalchemy.dialects import postgresql  # noqa: PLC0415
+def values(row: ProcessState) -> list[Any]:
+    """Return a row's values in the order of ``ROW_COLUMNS``."""
+    return [_json(value) if isinstance(value, dict) else value for value in _row_values(row).values()]
 
-    return postgresql.dialect()
 
+class Rivals:
+    """The ways of writing, each returning how many statements it took."""
 
-def arms(connection: Connection, database: Database) -> dict[str, Arm]:
-    """Return every way of writing, by name."""
-    unnest, insert = PostgresStatements(), single_insert()
+    def __init__(self, connection: Connection, database: Database) -> None:
+        self._connection, self._database = connection, database
+        self._insert = single_insert()
 
-    def values(row: ProcessState) -> tuple[Any, ...]:
-        return (*_row_values(row), _NOW, _NOW)
+    def arms(self) -> dict[str, Arm]:
+        """Return every way by its name."""
+        return {
+            "per-row commit (rival)": self.per_row,
+            "executemany": self.executemany,
+            "multi-row VALUES": self.multi_values,
+            "unnest of arrays": self.unnest,
+            "json_to_recordset, bare psycopg": self.json_recordset,
+            "json_to_recordset, store (chosen)": self.chosen,
+            "COPY to temp table (floor)": self.copy_floor,
+        }
 
-    async def run(sql: str, parameters: Sequence[Any]) -> None:
-        async with connection.transaction():
-            await connection.execute(sql, parameters)  # type: ignore[arg-type]
+    async def _run(self, sql: str, parameters: Sequence[Any]) -> None:
+        async with self._connection.transaction():
+            await self._connection.execute(sql, parameters)  # type: ignore[arg-type]
 
-    async def per_row(rows: Sequence[ProcessState]) -> int:
+    async def per_row(self, rows: Sequence[ProcessState]) -> int:
+        """One upsert and one commit for each row."""
         for row in rows:
-            await run(insert, values(row))
+            await self._run(self._insert, [*values(row), _NOW, _NOW])
         return len(rows)
 
-    async def executemany(rows: Sequence[ProcessState]) -> int:
+    async def executemany(self, rows: Sequence[ProcessState]) -> int:
+        """One upsert for each row, pipelined, and one commit for each batch."""
         for batch in batches(rows):
-            async with connection.transaction(), connection.cursor() as cursor:
-                await cursor.executemany(insert, [values(row) for row in batch])  # type: ignore[arg-type]
+            async with self._connection.transaction(), self._connection.cursor() as cursor:
+                await cursor.executemany(self._insert, [[*values(row), _NOW, _NOW] for row in batch])  # type: ignore[arg-type]
         return len(rows)
 
-    async def multi_values(rows: Sequence[ProcessState]) -> int:
-        marks = insert[insert.index("(", insert.index("VALUES")) : insert.index(" ON CONFLICT")]
+    async def multi_values(self, rows: Sequence[ProcessState]) -> int:
+        """One upsert with a parameter for each value of a batch."""
+        start = self._insert.index("(", self._insert.index("VALUES"))
+        marks = self._insert[start : self._insert.index(" ON CONFLICT")]
         for batch in batches(rows):
-            sql = insert.replace(marks, ", ".join([marks] * len(batch)))
-            await run(sql, [value for row in batch for value in values(row)])
+            sql = self._insert.replace(marks, ", ".join([marks] * len(batch)))
+            await self._run(sql, [value for row in batch for value in [*values(row), _NOW, _NOW]])
         return len(batches(rows))
 
-    async def json_recordset(rows: Sequence[ProcessState]) -> int:
-        types = {c.name: c.type.compile(_dialect()) for c in process_states.columns}
-        typed = ", ".join(f"{name} {types[name]}" for name in ROW_COLUMNS)
+    async def unnest(self, rows: Sequence[ProcessState]) -> int:
+        """One upsert with an array for each column."""
+        arrays = ", ".join(f"%s::{kind}[]" for kind in column_types().values())
         sql = (
             f"INSERT INTO process_states AS t ({_COLUMNS}, logs, created_at, updated_at) SELECT {_COLUMNS}, "
-            f"'{{}}'::text[], now.at, now.at FROM json_to_recordset(%s::json) AS n({typed}), "
+            f"'{{}}'::text[], now.at, now.at FROM unnest({arrays}) AS n({_COLUMNS}), "
             f"(SELECT %s::timestamptz AS at) AS now {_CONFLICT}"
         )
         for batch in batches(rows):
-            documents = [
-                {**dict(zip(ROW_COLUMNS, _row_values(row), strict=True)), "metadata": row.metadata}
-                for row in batch
-            ]
-            await run(sql, (json.dumps(documents, default=str), _NOW))
+            columns = zip(*(values(row) for row in batch), strict=True)
+            await self._run(sql, [*(list(column) for column in columns), _NOW])
         return len(batches(rows))
 
-    async def unnest_raw(rows: Sequence[ProcessState]) -> int:
+    async def json_recordset(self, rows: Sequence[ProcessState]) -> int:
+        """The store's statement without the store around it."""
+        statements = PostgresStatements()
         for batch in batches(rows):
-            statement = unnest.upsert_rows(batch, _NOW)
-            await run(statement.sql, statement.parameters)
+            statement = statements.upsert_rows(batch, _NOW)
+            await self._run(statement.sql, statement.parameters)
         return len(batches(rows))
 
-    async def chosen(rows: Sequence[ProcessState]) -> int:
+    async def chosen(self, rows: Sequence[ProcessState]) -> int:
+        """What the store does."""
         for batch in batches(rows):
-            await database.write(batch, [], set(), _NOW)
+            await self._database.write(batch, [], set(), _NOW)
         return len(batches(rows))
 
-    async def copy_floor(rows: Sequence[ProcessState]) -> int:
-        async with connection.transaction():
-            await connection.execute(
+    async def copy_floor(self, rows: Sequence[ProcessState]) -> int:
+        """COPY, with nothing to check and no index to keep."""
+        async with self._connection.transaction():
+            await self._connection.execute(
                 f"CREATE TEMP TABLE floor ON COMMIT DROP AS SELECT {_COLUMNS} FROM process_states LIMIT 0"
             )
             async with (
-                connection.cursor() as cursor,
+                self._connection.cursor() as cursor,
                 cursor.copy(f"COPY floor ({_COLUMNS}) FROM STDIN") as copy,
             ):
                 for row in rows:
-                    await copy.write_row(_row_values(row))
+                    await copy.write_row(values(row))
         return 1
-
-    return {
-        "per-row commit (rival)": per_row,
-        "executemany": executemany,
-        "multi-row VALUES": multi_values,
-        "json_to_recordset": json_recordset,
-        "unnest, bare psycopg": unnest_raw,
-        "unnest, Database.write (chosen)": chosen,
-        "COPY to temp table (floor)": copy_floor,
-    }
 
 
 async def measure(url: str, count: int, repeat: int) -> dict[str, tuple[list[float], float]]:
@@ -175,7 +186,7 @@ async def measure(url: str, count: int, repeat: int) -> dict[str, tuple[list[flo
     database = Database(parse_url(url), StoreSettings())
     results: dict[str, tuple[list[float], float]] = {}
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        choices = list(arms(connection, database).items())
+        choices = list(Rivals(connection, database).arms().items())
         for round_ in range(repeat):
             for name, arm in choices[round_ % len(choices) :] + choices[: round_ % len(choices)]:
                 # The slow rival gets fewer rows, so that the run stays short; its rate does not depend on it.
@@ -230,13 +241,9 @@ async def main(url: str, count: int, repeat: int) -> None:
     for name, (rates, statements) in results.items():
         spread = f"{min(rates):,.0f}-{max(rates):,.0f}"
         rate = medians[name]
-        print(
-            f"{name:<34}{rate:>9,.0f}{spread:>18}{rate / rival:>9.1f}{rate / floor:>10.2f}{statements:>12.1f}"
-        )
+        print(f"{name:<34}{rate:>9,.0f}{spread:>18}{rate / rival:>9.1f}{rate / floor:>10.2f}{statements:>12.1f}")
     rate, p99, worst = await stalls(url, count)
-    print(
-        f"\nStore.put to flush: {rate:,.0f} rows/s; event loop late by p99 {p99:.1f} ms, at most {worst:.1f} ms"
-    )
+    print(f"\nStore.put to flush: {rate:,.0f} rows/s; event loop late p99 {p99:.1f} ms, max {worst:.1f} ms")
 
 
 if __name__ == "__main__":
