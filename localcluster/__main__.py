@@ -54,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="action", required=True
     )
     load = build.add_parser("build-and-load", help="print the references that name the images' content")
-    load.add_argument(
-        "names", nargs="*", metavar="IMAGE", help="for example claudejobs-runner (default: all)"
-    )
+    load.add_argument("names", nargs="*", metavar="IMAGE", help="for example claudejobs-runner (default: all)")
     run = commands.add_parser("run", help="run a command with the cluster's KUBECONFIG and tools")
     run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...")
     return parser

@@ -111,9 +111,7 @@ def apiserver(settings: Settings, net: Network, bin_dir: Path) -> Component:
         allow_privileged="true",
         profiling="false",
     )
-    return Component(
-        "kube-apiserver", (str(bin_dir / "kube-apiserver"), *flags), {policy: _yaml(audit_policy())}
-    )
+    return Component("kube-apiserver", (str(bin_dir / "kube-apiserver"), *flags), {policy: _yaml(audit_policy())})
 
 
 def audit_policy() -> dict[str, Any]:
@@ -166,9 +164,7 @@ def scheduler(settings: Settings, bin_dir: Path) -> Component:
         authorization_kubeconfig=kubeconfig,
         bind_address="127.0.0.1",
     )
-    return Component(
-        "kube-scheduler", (str(bin_dir / "kube-scheduler"), *flags), {config: _yaml(content)}, True
-    )
+    return Component("kube-scheduler", (str(bin_dir / "kube-scheduler"), *flags), {config: _yaml(content)}, True)
 
 
 def kubelet(settings: Settings, net: Network, bin_dir: Path) -> Component:
@@ -240,9 +236,7 @@ def proxy(settings: Settings, net: Network, bin_dir: Path) -> Component:
         "metricsBindAddress": "127.0.0.1:10249",
         "healthzBindAddress": "127.0.0.1:10256",
     }
-    return Component(
-        "kube-proxy", (str(bin_dir / "kube-proxy"), f"--config={config}"), {config: _yaml(content)}, True
-    )
+    return Component("kube-proxy", (str(bin_dir / "kube-proxy"), f"--config={config}"), {config: _yaml(content)}, True)
 
 
 def containerd(settings: Settings, net: Network, pause_image: str) -> Component:

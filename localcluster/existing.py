@@ -23,7 +23,8 @@ class ExistingCluster:
         return cluster
 
     def down(self) -> None:
-        """Do nothing: what this tool did not make it does not remove."""
+        """Forget the copy of the context; what this tool did not make it does not remove."""
+        self._copy.unlink(missing_ok=True)
 
     def status(self) -> list[Row]:
         """Ask the API server."""
@@ -55,9 +56,12 @@ class ExistingCluster:
 
     def _kubeconfig(self) -> Path:
         """Write the current context alone into a file of our own: a later switch must not move jobs."""
-        path = self._settings.state_root / "existing" / f"{self._settings.name}.kubeconfig"
-        write(path, run(["kubectl", "config", "view", "--minify", "--flatten", "--raw"]))
-        return path
+        write(self._copy, run(["kubectl", "config", "view", "--minify", "--flatten", "--raw"]))
+        return self._copy
+
+    @property
+    def _copy(self) -> Path:
+        return self._settings.state_root / f"{self._settings.name}.existing-kubeconfig"
 
     def _tools(self) -> Path:
         return Path(str(shutil.which("kubectl"))).parent

@@ -142,9 +142,7 @@ def _ensure_base(cache: Path, key: str) -> None:
 
 def _prune(cache: Path, name: str) -> None:
     digits = "[0-9a-f]" * 12
-    archives = sorted(
-        (cache / "images").glob(f"{name}-{digits}.tar"), key=lambda p: p.stat().st_mtime, reverse=True
-    )
+    archives = sorted((cache / "images").glob(f"{name}-{digits}.tar"), key=lambda p: p.stat().st_mtime, reverse=True)
     for old in archives[_KEPT_ARCHIVES:]:
         reference = f"localhost/{name}:{old.stem[-12:]}"
         if _is_built(cache, reference):

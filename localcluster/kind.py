@@ -24,6 +24,10 @@ class KindCluster:
     def up(self) -> Cluster:
         """Create the cluster unless kind knows it."""
         settings = self._settings
+        if not succeeds(["docker", "info"]):
+            raise LocalClusterError(
+                "CLUSTER=kind needs Docker, and no Docker daemon answers `docker info`: start it, or set CLUSTER=local"
+            )
         settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(settings.state_root / f"{settings.name}.lock"):
             self._link_tools()
@@ -40,9 +44,7 @@ class KindCluster:
                         "180s",
                     )
             else:
-                self._kind(
-                    "export", "kubeconfig", "--name", settings.name, "--kubeconfig", str(settings.kubeconfig)
-                )
+                self._kind("export", "kubeconfig", "--name", settings.name, "--kubeconfig", str(settings.kubeconfig))
         return self.cluster()
 
     def down(self) -> None:
@@ -97,9 +99,7 @@ class KindCluster:
         place = self._settings.cache / "bin" / f"kind-{_VERSION}"
         if not (place / "kind").exists():
             if shutil.which("go") is None:
-                raise LocalClusterError(
-                    "kind is not on PATH, and neither is Go to build it: install one of them"
-                )
+                raise LocalClusterError("kind is not on PATH, and neither is Go to build it: install one of them")
             with step(f"building kind {_VERSION}"):
                 run(
                     ["go", "install", f"sigs.k8s.io/kind@{_VERSION}"],

@@ -23,6 +23,10 @@ from localcluster.targets import Cluster, Row
 _STARTED_BEFORE_API = ("etcd", "kube-apiserver")
 
 
+class ComponentEndedError(LocalClusterError):
+    """A component ended while something was waited for that needs it."""
+
+
 class LocalCluster:
     """A cluster of real components on this machine, as root."""
 
@@ -39,12 +43,21 @@ class LocalCluster:
                 lambda: made.append(binaries.ensure(self._settings.cache)),
             )
             (built,) = made
+            if teardown.was_cut(self._settings):
+                teardown.remove(self._settings)
             if self._settings.state.exists():
                 try:
-                    return self._bring_up(built)
+                    return self._continue(built)
                 except LocalClusterError as error:
                     say(f"the cluster cannot be continued, so it is made anew: {error}")
                     teardown.remove(self._settings)
+            return self._bring_up(built)
+
+    def _continue(self, built: binaries.Binaries) -> Cluster:
+        """Bring up what is there; a component that was just ending when it was looked at is started then."""
+        try:
+            return self._bring_up(built)
+        except ComponentEndedError:
             return self._bring_up(built)
 
     def down(self) -> None:
@@ -62,9 +75,7 @@ class LocalCluster:
         for name in ("containerd", "etcd", *(c for c in binaries.COMPONENTS if c not in ("etcd", "kubectl"))):
             handle = processes.find(self._pids, name)
             log = settings.logs / f"{name}.log"
-            rows.append(
-                Row(name, handle is not None, f"pid {handle.pid}" if handle else f"not running, see {log}")
-            )
+            rows.append(Row(name, handle is not None, f"pid {handle.pid}" if handle else f"not running, see {log}"))
         api = self._api_ready()
         rows.append(Row("API", api, "ready" if api else "does not answer"))
         node, dns = api and self._node_ready(), api and self._dns_ready()
@@ -181,9 +192,7 @@ class LocalCluster:
     def _start(self, component: Component) -> None:
         settings = self._settings
         argv = [*network.inside(settings), *component.argv]
-        processes.start(
-            self._pids, component.name, argv, settings.logs / f"{component.name}.log", settings.state
-        )
+        processes.start(self._pids, component.name, argv, settings.logs / f"{component.name}.log", settings.state)
 
     def _import_system_images(self, built: binaries.Binaries, pause: str, dns: str) -> None:
         self._wait(
@@ -252,9 +261,7 @@ class LocalCluster:
             self._wait("the node is Ready", self._node_ready, seconds=90, of=everything)
             self._wait(
                 "the default service account exists",
-                lambda: succeeds(
-                    [*self._kubectl_command, "-n", "default", "get", "serviceaccount", "default"]
-                ),
+                lambda: succeeds([*self._kubectl_command, "-n", "default", "get", "serviceaccount", "default"]),
                 seconds=60,
                 of=everything,
             )
@@ -274,7 +281,7 @@ class LocalCluster:
             if check():
                 return True
             if dead := [name for name in of if not processes.find(self._pids, name)]:
-                raise LocalClusterError(f"{dead[0]} ended, its last lines:\n{self._last_lines(dead[0])}")
+                raise ComponentEndedError(f"{dead[0]} ended, its last lines:\n{self._last_lines(dead[0])}")
             return False
 
         wait_until(what, checked, seconds=seconds, hint=f"The components' logs are in {self._settings.logs}")
@@ -344,11 +351,7 @@ class LocalCluster:
         except LocalClusterError:
             return False
         service = [*network.inside(self._settings), sys.executable, "-c", _CONNECT, DNS_SERVICE, "53"]
-        return (
-            bool(found)
-            and all(_answers(f"http://{address}:8181/ready") for address in found)
-            and succeeds(service)
-        )
+        return bool(found) and all(_answers(f"http://{address}:8181/ready") for address in found) and succeeds(service)
 
 
 _CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2).close()"
@@ -356,9 +359,7 @@ _CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.a
 
 def _need_root() -> None:
     if os.geteuid() != 0:
-        raise LocalClusterError(
-            "the cluster without Docker needs root: run as root, or set CLUSTER=kind or existing"
-        )
+        raise LocalClusterError("the cluster without Docker needs root: run as root, or set CLUSTER=kind or existing")
 
 
 def _answers(url: str) -> bool:

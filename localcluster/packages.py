@@ -44,13 +44,9 @@ def ensure(needs: dict[str, str]) -> None:
         return
     listed = " ".join(packages)
     if shutil.which("apt-get") is None:
-        raise LocalClusterError(
-            f"missing: {listed} (Debian's package names): install them by your system's own means"
-        )
+        raise LocalClusterError(f"missing: {listed} (Debian's package names): install them by your system's own means")
     if os.geteuid() != 0:
-        raise LocalClusterError(
-            f"missing: {listed}: run `sudo apt-get install {listed}`, or this command as root"
-        )
+        raise LocalClusterError(f"missing: {listed}: run `sudo apt-get install {listed}`, or this command as root")
     apt = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300"]
     with step(f"installing {listed}"):
         run([*apt, "update"])
@@ -59,6 +55,4 @@ def ensure(needs: dict[str, str]) -> None:
             env={"DEBIAN_FRONTEND": "noninteractive"},
         )
     if still := missing(needs):
-        raise LocalClusterError(
-            f"{' '.join(still)} installed, but what was needed from there is still not found"
-        )
+        raise LocalClusterError(f"{' '.join(still)} installed, but what was needed from there is still not found")

@@ -77,9 +77,7 @@ def issue(authority: Authority, identity: Identity) -> tuple[bytes, bytes]:
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signing=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
     )
     if identity.hosts:
         names = x509.SubjectAlternativeName([_alternative_name(host) for host in identity.hosts])
@@ -87,9 +85,7 @@ def issue(authority: Authority, identity: Identity) -> tuple[bytes, bytes]:
     return _pem(builder.sign(authority.key, hashes.SHA256())), _key_pem(key)
 
 
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
-) -> x509.CertificateBuilder:
+def _certificate(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -172,9 +168,7 @@ def create(directory: Path, identities: dict[str, Identity]) -> None:
     write(directory / "service-account.key", _key_pem(tokens))
     write(
         directory / "service-account.pub",
-        tokens.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        ),
+        tokens.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
     )
 
 

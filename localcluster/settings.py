@@ -110,14 +110,10 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     env = os.environ if environment is None else environment
     name = env.get("CLUSTER_NAME") or "claudejobs"
     if not _NAME.fullmatch(name):
-        raise LocalClusterError(
-            f"CLUSTER_NAME is {name!r}: use at most 30 lower-case letters, digits and inner dashes"
-        )
+        raise LocalClusterError(f"CLUSTER_NAME is {name!r}: use at most 30 lower-case letters, digits and inner dashes")
     target = env.get("CLUSTER", "")
     if target not in ("", "local", "kind", "existing"):
-        raise LocalClusterError(
-            f"CLUSTER is {target!r}: set it to local, kind or existing, or unset it to choose"
-        )
+        raise LocalClusterError(f"CLUSTER is {target!r}: set it to local, kind or existing, or unset it to choose")
     egress = env.get("CLUSTER_EGRESS") or "closed"
     if egress not in ("open", "closed"):
         raise LocalClusterError(f"CLUSTER_EGRESS is {egress!r}: set it to open or closed")

@@ -84,9 +84,7 @@ def write(path: Path, content: str | bytes, mode: int = 0o600) -> None:
     partial.rename(path)
 
 
-def wait_until(
-    what: str, check: Callable[[], object], *, seconds: float, hint: str = "", pause: float = 0.2
-) -> None:
+def wait_until(what: str, check: Callable[[], object], *, seconds: float, hint: str = "", pause: float = 0.2) -> None:
     """Call `check` until it returns something true.
 
     Raises LocalClusterError naming `what`, and `hint`, when that takes longer than `seconds`.

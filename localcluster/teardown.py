@@ -18,6 +18,7 @@ from localcluster.shell import run
 CGROUPS = Path("/sys/fs/cgroup")
 # containerd is what the others' containers hang on, so it ends last.
 _COMPONENTS = ("kubelet", "kube-proxy", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd")
+_REMOVING = "removing"
 _PATIENCE = 2.0
 """Seconds that components get to end by themselves, for etcd to write its data down."""
 
@@ -83,11 +84,18 @@ def _remove_strays(settings: Settings) -> None:
             result.unlink(missing_ok=True)
 
 
+def was_cut(settings: Settings) -> bool:
+    """Say whether a removal began and did not end: components may still run, but only to shut down."""
+    return (settings.state / _REMOVING).exists()
+
+
 def remove(settings: Settings) -> None:
     """Remove the cluster altogether.
 
     Raises LocalClusterError when something resists.
     """
+    if settings.state.exists():
+        (settings.state / _REMOVING).touch()
     clear_node(settings)
     if not settings.state.exists():
         return
@@ -125,9 +133,7 @@ def unmount_below(directory: Path) -> None:
         for point in _unique(points):
             with suppress(LocalClusterError):
                 run(["umount", "--lazy", point])
-    raise LocalClusterError(
-        f"mounts below {directory} cannot be removed: see `findmnt`, unmount them and run again"
-    )
+    raise LocalClusterError(f"mounts below {directory} cannot be removed: see `findmnt`, unmount them and run again")
 
 
 def _unique(points: Iterable[Path]) -> list[Path]:
