@@ -45,6 +45,17 @@ class McpServer(SpecModel):
     http: HttpMcpServer | None = Field(None, description="Reached over the network.")
 
 
+class CredentialsSecretRef(SpecModel):
+    """The model API's key: one key of a Secret in the job's namespace."""
+
+    name: Name = Field(description="Name of the Secret.")
+    key: Literal["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"] = Field(
+        "ANTHROPIC_API_KEY",
+        description="The Secret's key, which is also the variable that the agent reads. No other key of a Secret can "
+        "be named, so that a job cannot read Secrets that were not made for jobs.",
+    )
+
+
 class Claude(SpecModel):
     """Options of the agent; each is the option of the Claude Agent SDK with the same meaning."""
 
@@ -238,10 +249,8 @@ class JobSpec(SpecModel):
             )
         ),
     )
-    credentials_secret_ref: LocalObjectReference | None = Field(
-        None,
-        description="Secret with ANTHROPIC_API_KEY, ANTHROPIC_AUTH_TOKEN or CLAUDE_CODE_OAUTH_TOKEN; default: the "
-        "operator's CREDENTIALS_SECRET.",
+    credentials_secret_ref: CredentialsSecretRef | None = Field(
+        None, description="The model API's key; default: the operator's CREDENTIALS_SECRET."
     )
     env: list[EnvVar] = Field(
         default_factory=list,

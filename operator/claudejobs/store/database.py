@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -70,6 +70,19 @@ class Database:
             fresh: attempts among ``rows`` whose lines may have been written before their row.
             now: for ``created_at`` and ``updated_at``.
         """
+
+        async def run() -> None:
+            steps = self._steps(rows, lines, fresh, now)
+            async with self._engine.begin() as connection:
+                for step in steps:
+                    self.statement_count += 1
+                    await connection.exec_driver_sql(step.sql, step.parameters)
+
+        await self._translated(bounded(run(), self._limit))
+
+    def _steps(
+        self, rows: Sequence[ProcessState], lines: Sequence[LogLine], fresh: set[str], now: datetime
+    ) -> list[Statement]:
         statements = self._statements
         with_lines = {line.process_id for line in lines}
         steps: list[Statement | None] = []
@@ -80,15 +93,7 @@ class Database:
             steps.append(statements.lock_rows(with_lines))
         if with_lines or fresh:
             steps.append(statements.refresh_tails(with_lines | fresh, now))
-
-        async def run() -> None:
-            async with self._engine.begin() as connection:
-                for step in steps:
-                    if step is not None:
-                        self.statement_count += 1
-                        await connection.exec_driver_sql(step.sql, step.parameters)
-
-        await self._translated(bounded(run(), self._limit))
+        return [step for step in steps if step is not None]
 
     async def open_attempts(self, page: int = 1000) -> list[OpenAttempt]:
         """Return all attempts whose rows are not terminal, read page by page."""
@@ -128,6 +133,17 @@ class Database:
 
         async def ask(connection: AsyncConnection) -> list[LogLine]:
             return [LogLine(**row) for row in (await connection.execute(query)).mappings()]
+
+        return await self._read(ask)
+
+    async def rows(self, equal: Mapping[str, str], limit: int) -> list[dict[str, Any]]:
+        """Return up to ``limit`` rows whose columns have these values, the newest first."""
+        query = select(process_states).order_by(process_states.c.created_at.desc()).limit(limit)
+        for column, value in equal.items():
+            query = query.where(process_states.c[column] == value)
+
+        async def ask(connection: AsyncConnection) -> list[dict[str, Any]]:
+            return [dict(row) for row in (await connection.execute(query)).mappings()]
 
         return await self._read(ask)
 

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from claudejobs.api.process_state import LogLine, ProcessState
 
@@ -164,6 +164,15 @@ class Store:
         """
         self._check_usable()
         return await self._database.log_lines(process_id, after, limit)
+
+    async def rows(self, equal: Mapping[str, str], limit: int = 100) -> list[dict[str, Any]]:
+        """Return up to ``limit`` rows of ``process_states`` whose columns have these values, the newest first.
+
+        Raises:
+            StoreUnavailableError: the database cannot be used now.
+        """
+        self._check_usable()
+        return await self._database.rows(equal, limit)
 
     @property
     def health(self) -> StoreHealth:

@@ -1,0 +1,118 @@
+"""The ``claudejobs`` command: the operator itself, its CRD, and a look at the database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import click
+import yaml
+
+from claudejobs import __version__
+from claudejobs.api.crd import custom_resource_definition
+from claudejobs.kube.client import ApiError
+from claudejobs.settings import Settings, SettingsError
+from claudejobs.store import Store, StoreError, upgrade
+
+
+class _Failure(click.ClickException):
+    """One clear message on standard error, exit code 1."""
+
+
+def _load_settings() -> Settings:
+    try:
+        return Settings.load()
+    except SettingsError as error:
+        raise _Failure(str(error)) from None
+
+
+@click.group()
+@click.version_option(__version__)
+def main() -> None:
+    """Run Claude Code jobs on Kubernetes."""
+
+
+@main.command()
+def operator() -> None:
+    """Run the operator, in the cluster or outside it (KUBECONFIG)."""
+    from claudejobs import main as composition  # noqa: PLC0415 - the other commands need not load it
+
+    settings = _load_settings()
+    try:
+        sys.exit(composition.main(settings))
+    except (StoreError, ApiError) as error:
+        raise _Failure(str(error)) from None
+
+
+@main.command()
+def crd() -> None:
+    """Print the CustomResourceDefinition."""
+    click.echo(render_crd(), nl=False)
+
+
+def render_crd() -> str:
+    """The CustomResourceDefinition as YAML, as it stands in crds/."""
+    head = "# Generated from operator/claudejobs/api by `make crd`; do not edit.\n"
+    return head + yaml.safe_dump(custom_resource_definition(), sort_keys=False, width=110, allow_unicode=True)
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database's schema up to date. The operator does so itself when it starts."""
+    url = _load_settings().database_url.get_secret_value()
+    try:
+        asyncio.run(upgrade(url))
+    except StoreError as error:
+        raise _Failure(str(error)) from None
+
+
+@main.command()
+@click.option("--namespace", help="Rows of this namespace's jobs only.")
+@click.option("--name", help="Rows of jobs of this name only.")
+@click.option("--task", help="Rows of this task only.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000), help="Newest rows shown.")
+@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def rows(namespace: str | None, name: str | None, task: str | None, limit: int, output: str) -> None:
+    """Show ProcessState rows, the newest first."""
+    url = _load_settings().database_url.get_secret_value()
+    wanted = {"job_namespace": namespace, "job_name": name, "task_id": task}
+
+    async def read() -> list[dict[str, Any]]:
+        store = Store(url)
+        try:
+            return await store.rows({k: v for k, v in wanted.items() if v}, limit)
+        finally:
+            await store.stop()
+
+    try:
+        found = asyncio.run(read())
+    except StoreError as error:
+        raise _Failure(str(error)) from None
+    click.echo(json.dumps(found, default=str, indent=2) if output == "json" else _table(found))
+
+
+_COLUMNS = (
+    "job_name",
+    "attempt",
+    "status",
+    "progress",
+    "task_id",
+    "error_category",
+    "cost_usd",
+    "pod_name",
+    "start_time",
+)
+
+
+def _table(found: list[dict[str, Any]]) -> str:
+    if not found:
+        return "no rows"
+    lines = [_COLUMNS, *(tuple("" if row[c] is None else str(row[c]) for c in _COLUMNS) for row in found)]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(_COLUMNS))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""/healthz: is the process alive; /readyz: does it do its work, and how well."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from claudejobs.settings import Settings
+from claudejobs.store import Store
+
+if TYPE_CHECKING:
+    from claudejobs.kube.controller import Controller
+    from claudejobs.kube.watch import Watch
+
+
+class HealthServer:
+    """Serves the probes. A database that is away degrades the operator, and does not make it unready: jobs go on."""
+
+    def __init__(self, settings: Settings, controller: Controller, store: Store, watch: Watch) -> None:
+        self._settings = settings
+        self._controller = controller
+        self._store = store
+        self._watch = watch
+        self._runner: web.AppRunner | None = None
+        self.port = settings.health_port
+
+    async def start(self) -> None:
+        """Listen."""
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "0.0.0.0", self._settings.health_port)  # noqa: S104 - the kubelet probes it
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._runner:
+            await self._runner.cleanup()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        """That this answers shows that the event loop turns; a listing that is long overdue shows that nothing else
+        does."""
+        last = self._controller.last_resync
+        overdue = last is not None and time.monotonic() - last > 3 * self._settings.resync_seconds + 60
+        ok = not (overdue or self._watch.failed.is_set())
+        return web.json_response({"ok": ok}, status=200 if ok else 503)
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        health = asdict(self._store.health)
+        health["since"] = health["since"].isoformat()
+        ready = self._controller.last_resync is not None
+        state = "starting" if not ready else ("ok" if health["state"] == "ok" else "degraded")
+        return web.json_response({"state": state, "database": health}, status=200 if ready else 503)

@@ -1,0 +1,193 @@
+"""Carries a decision out. The order is what makes a crash between any two steps harmless: see each step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from pydantic import ValidationError
+
+from claudejobs.api.categories import Category
+from claudejobs.api.status import JobStatus, Phase
+from claudejobs.reconcile import report
+from claudejobs.reconcile.decide import Decision, PodDeletion
+from claudejobs.reconcile.endings import Ending
+from claudejobs.reconcile.pod import PodBuildError, build_pod, pod_name
+from claudejobs.reconcile.views import JobView, Key, parse_time
+from claudejobs.settings import Settings
+
+from .cache import Cache
+from .client import ApiError, KubeClient, jobs_path, pods_path
+
+logger = logging.getLogger(__name__)
+
+
+class Stale(Exception):
+    """The API server knows better than the view that the decision was made from."""
+
+
+class Applier:
+    """Turns decisions into API calls.
+
+    Attributes:
+        writes: API writes so far (create, patch, delete), for the benchmark and the metrics.
+    """
+
+    def __init__(self, client: KubeClient, cache: Cache, settings: Settings) -> None:
+        self._client = client
+        self._cache = cache
+        self._settings = settings
+        self._progress_written: dict[Key, float] = {}
+        self.writes = 0
+
+    async def apply(self, job: JobView, decision: Decision) -> float | None:
+        """Carry the decision out; returns after how many seconds to look again, if at all.
+
+        Raises:
+            ApiError: the API server refused or was away; the key is to be tried again.
+            Stale: the decision is void.
+        """
+        after = decision.after
+        status = decision.status
+        if decision.confirm_gone:
+            await self._confirm_gone(job, decision.confirm_gone)
+        for deletion in decision.delete_pods:
+            await self._delete_pod(job, deletion)
+        if decision.create is not None:
+            # The pod comes first: a status that speaks of a pod that was never made would look like a lost one,
+            # while a pod that no status speaks of yet is found by its owner reference.
+            assert status is not None
+            status = await self._create_pod(job, decision.create, status)
+        if status is not None:
+            wait = await self._write_status(job, status)
+            after = wait if after is None else min(after, wait or after)
+        if decision.delete_job:
+            await self._delete_job(job)
+        return after
+
+    def forget(self, key: Key) -> None:
+        """The job is no more."""
+        self._progress_written.pop(key, None)
+
+    async def _confirm_gone(self, job: JobView, name: str) -> None:
+        pod = await self._client.get(pods_path(job.namespace, name))
+        if pod is None:
+            return
+        view = self._cache.put_pod(pod)
+        if view is not None and view.job_uid == job.uid:
+            raise Stale(f"pod {name} exists")
+
+    async def _delete_pod(self, job: JobView, deletion: PodDeletion) -> None:
+        """Delete the very pod that was judged: the UID keeps a successor of the same name safe."""
+        body: dict[str, Any] = {"preconditions": {"uid": deletion.uid}}
+        if deletion.grace is not None:
+            body["gracePeriodSeconds"] = deletion.grace
+        self.writes += 1
+        try:
+            answer = await self._client.request("DELETE", pods_path(job.namespace, deletion.name), body)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+            return
+        if answer.get("kind") == "Pod":
+            self._cache.put_pod(answer)
+
+    async def _create_pod(self, job: JobView, attempt: int, status: JobStatus) -> JobStatus:
+        """Make the pod; returns the status to write, which is another one when the job can never have a pod."""
+        fresh = await self._client.get(jobs_path(job.namespace, job.name))
+        if fresh is None or fresh["metadata"]["uid"] != job.uid:
+            self._cache.drop_job(job.key, job.uid)
+            raise Stale("the job is gone")
+        if fresh["metadata"]["resourceVersion"] != job.resource_version:
+            self._cache.put_job(fresh)
+            raise Stale("the job has changed")
+        try:
+            body = build_pod(fresh, attempt, status.session_id or "", job.status.cost_usd, self._settings)
+        except (PodBuildError, ValidationError) as error:
+            return self._unbuildable(job, str(error))
+        self.writes += 1
+        try:
+            self._cache.put_pod(await self._client.request("POST", pods_path(job.namespace), body))
+        except ApiError as error:
+            if error.status == 409 and error.reason == "AlreadyExists":
+                await self._adopt(job, attempt)
+            elif error.status in (400, 422):
+                return self._unbuildable(job, f"the API server rejects the pod: {error.message}")
+            elif error.status == 403:
+                await self._refused(job, error)
+            else:
+                raise
+        return status
+
+    async def _adopt(self, job: JobView, attempt: int) -> None:
+        """A pod of that name exists: this attempt's, made before a crash or by another operator, or one in the way."""
+        name = pod_name(job.name, attempt)
+        pod = await self._client.get(pods_path(job.namespace, name))
+        view = self._cache.put_pod(pod) if pod else None
+        if view is None or view.job_uid != job.uid:
+            text = f"a pod called {name} that is not this job's is in the way; it is waited for"
+            await self._write_status(job, report.waiting(job.status, Phase.PENDING, "PodNameTaken", text))
+            raise ApiError(409, "PodNameTaken", text, retry_after=2.0)
+
+    async def _refused(self, job: JobView, error: ApiError) -> None:
+        """A quota or an admission policy says no: say so, and try again."""
+        reason = "QuotaExceeded" if "exceeded quota" in error.message else "PodForbidden"
+        text = f"the API server refuses the pod: {error.message}"
+        await self._write_status(job, report.waiting(job.status, Phase.PENDING, reason, text[:2000]))
+        raise ApiError(403, reason, text, retry_after=10.0)
+
+    def _unbuildable(self, job: JobView, message: str) -> JobStatus:
+        ending = Ending(Category.INVALID_REQUEST, message[:2000])
+        now = parse_time(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        assert now is not None
+        return report.finished(job.status, Phase.FAILED, ending, job, now)
+
+    async def _write_status(self, job: JobView, status: JobStatus) -> float | None:
+        """Write the status if it differs; a change of progress alone waits for its interval.
+
+        Returns:
+            Seconds until a progress that was held back may be written, or ``None``.
+        """
+        current = self._cache.jobs.get(job.key, job).status
+        if status == current:
+            return None
+        now = time.monotonic()
+        if _only_progress_differs(current, status):
+            due = self._progress_written.get(job.key, now - 1e9) + self._settings.progress_interval
+            if now < due:
+                return due - now
+        self._progress_written[job.key] = now
+        new = status.model_dump(by_alias=True, mode="json", exclude_none=True)
+        removed = {key: None for key in job.raw_status if key not in new}
+        self.writes += 1
+        try:
+            answer = await self._client.patch_status(job.namespace, job.name, job.resource_version, new | removed)
+        except ApiError as error:
+            if error.status == 409:
+                await self._refresh(job)
+                raise Stale("the job has changed") from error
+            if error.status == 404:
+                raise Stale("the job is gone") from error
+            raise
+        self._cache.put_job(answer)
+        return None
+
+    async def _refresh(self, job: JobView) -> None:
+        fresh = await self._client.get(jobs_path(job.namespace, job.name))
+        if fresh is not None:
+            self._cache.put_job(fresh)
+
+    async def _delete_job(self, job: JobView) -> None:
+        self.writes += 1
+        body = {"preconditions": {"uid": job.uid}, "propagationPolicy": "Background"}
+        try:
+            await self._client.request("DELETE", jobs_path(job.namespace, job.name), body)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+
+
+def _only_progress_differs(old: JobStatus, new: JobStatus) -> bool:
+    volatile = {"progress": 0, "message": ""}
+    return old.phase is Phase.RUNNING and old.model_copy(update=volatile) == new.model_copy(update=volatile)

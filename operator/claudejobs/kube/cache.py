@@ -1,0 +1,62 @@
+"""What is known of jobs and pods: fed by the watch, by full listings and by the answers to our own writes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from claudejobs.reconcile.views import JobView, Key, PodView, is_newer
+
+logger = logging.getLogger(__name__)
+
+
+class Cache:
+    """Trimmed views by job. An older version of an object never takes the place of a newer one, so that the answer
+    to a write is not undone by a watch event that was on its way."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[Key, JobView] = {}
+        self._pods: dict[Key, dict[str, PodView]] = {}
+
+    def put_job(self, obj: dict[str, Any]) -> JobView:
+        """Take a job in; returns what is now held of it."""
+        new = JobView.parse(obj)
+        old = self.jobs.get(new.key)
+        if old is None or old.uid != new.uid or is_newer(new.resource_version, old.resource_version):
+            self.jobs[new.key] = new
+        return self.jobs[new.key]
+
+    def drop_job(self, key: Key, uid: str) -> JobView | None:
+        """The job is gone; returns what was held, unless another job of that name has taken its place."""
+        held = self.jobs.get(key)
+        return self.jobs.pop(key) if held is not None and held.uid == uid else None
+
+    def put_pod(self, obj: dict[str, Any]) -> PodView | None:
+        """Take a pod in; ``None`` when it is not an attempt of a job."""
+        new = PodView.parse(obj)
+        if new is None:
+            return None
+        pods = self._pods.setdefault(new.job, {})
+        old = pods.get(new.name)
+        if old is None or old.uid != new.uid or is_newer(new.resource_version, old.resource_version):
+            pods[new.name] = new
+        return pods[new.name]
+
+    def drop_pod(self, job: Key, name: str, uid: str) -> PodView | None:
+        """The pod is gone; returns what was held."""
+        pods = self._pods.get(job, {})
+        held = pods.get(name)
+        if held is None or held.uid != uid:
+            return None
+        del pods[name]
+        if not pods:
+            self._pods.pop(job, None)
+        return held
+
+    def pods_of(self, job: JobView) -> list[PodView]:
+        """The pods whose owner is this very job, not one of the same name that was there before it."""
+        return [pod for pod in self._pods.get(job.key, {}).values() if pod.job_uid == job.uid]
+
+    def all_pods(self) -> list[PodView]:
+        """Every pod held."""
+        return [pod for pods in self._pods.values() for pod in pods.values()]

@@ -1,0 +1,207 @@
+"""A small client for the Kubernetes API that speaks plain JSON.
+
+The generated models of the ``kubernetes`` package cost ten times the time and memory of the JSON that they are made
+from, and refuse fields that they do not know; its configuration loading, which handles kubeconfigs, exec plugins
+and rotating in-cluster tokens, is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client import Configuration
+
+from claudejobs.api.base import GROUP, PLURAL, VERSION
+from claudejobs.reconcile.views import MANAGED_BY_LABEL, MANAGER
+
+PAGE = 500
+"""Objects in one page of a list."""
+
+POD_SELECTOR = f"{MANAGED_BY_LABEL}={MANAGER}"
+
+USER_AGENT = "claudejobs-operator"
+
+
+class ApiError(Exception):
+    """The API server refused, or could not be reached (``status`` 0).
+
+    Attributes:
+        status: HTTP status.
+        reason: the API's one-word reason, such as AlreadyExists.
+        retry_after: seconds that the server asked to wait, or ``None``.
+    """
+
+    def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+
+
+def jobs_path(namespace: str | None, name: str | None = None, subresource: str = "") -> str:
+    """Path of the jobs of a namespace (``None``: of all), or of one job."""
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    tail = (f"/{name}" if name else "") + (f"/{subresource}" if subresource else "")
+    return f"/apis/{GROUP}/{VERSION}{scope}/{PLURAL}{tail}"
+
+
+def pods_path(namespace: str | None, name: str | None = None, subresource: str = "") -> str:
+    """Path of the pods of a namespace (``None``: of all), or of one pod."""
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    tail = (f"/{name}" if name else "") + (f"/{subresource}" if subresource else "")
+    return f"/api/v1{scope}/pods{tail}"
+
+
+class KubeClient:
+    """Plain-JSON requests to one API server. Made by ``connect``; not safe across event loops."""
+
+    def __init__(self, configuration: Configuration, session: aiohttp.ClientSession) -> None:
+        self._configuration = configuration
+        self._session = session
+        self._base = configuration.host.rstrip("/")
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls) -> AsyncIterator[KubeClient]:
+        """Connect as the pod's service account, or else as the kubeconfig says.
+
+        Raises:
+            ApiError: there is neither.
+        """
+        configuration = await _load_configuration()
+        connector = aiohttp.TCPConnector(ssl=_ssl_context(configuration), limit=0)
+        async with aiohttp.ClientSession(connector=connector, headers={"User-Agent": USER_AGENT}) as session:
+            yield cls(configuration, session)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        params: dict[str, str] | None = None,
+        content_type: str = "application/json",
+        timeout: float = 30.0,
+    ) -> Any:
+        """One request; the answer's JSON.
+
+        Raises:
+            ApiError: any answer but 2xx, no answer in time (``timeout`` in seconds), no connection.
+        """
+        headers = {"Content-Type": content_type, "Accept": "application/json"} | await self._authorization()
+        data = None if body is None else json.dumps(body).encode()
+        limit = aiohttp.ClientTimeout(total=timeout)
+        try:
+            async with self._session.request(
+                method, self._base + path, data=data, params=params, headers=headers, timeout=limit
+            ) as response:
+                payload = await response.read()
+                if response.status >= 300:
+                    raise _api_error(response, payload)
+                return json.loads(payload) if payload else {}
+        except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError) as error:
+            raise ApiError(0, type(error).__name__, str(error) or "no answer") from error
+
+    async def get(self, path: str, params: dict[str, str] | None = None) -> dict[str, Any] | None:
+        """One object, ``None`` when it does not exist."""
+        try:
+            result: dict[str, Any] = await self.request("GET", path, params=params)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        return result
+
+    async def list(self, path: str, selector: str = "") -> AsyncIterator[dict[str, Any]]:
+        """All objects, page by page, so that a large list neither blocks the loop nor fills memory.
+
+        Raises:
+            ApiError: also 410 (Expired) when the list took longer than the server keeps its snapshot.
+        """
+        params = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            page = await self.request("GET", path, params=params, timeout=60.0)
+            for item in page["items"]:
+                yield item
+            token = page["metadata"].get("continue")
+            if not token:
+                return
+            params["continue"] = token
+            await asyncio.sleep(0)
+
+    async def patch_status(self, namespace: str, name: str, resource_version: str, status: dict[str, Any]) -> Any:
+        """Merge into a job's status, unless the job has changed since ``resource_version`` (ApiError 409)."""
+        body = {"metadata": {"resourceVersion": resource_version}, "status": status}
+        path = jobs_path(namespace, name, "status")
+        return await self.request("PATCH", path, body, content_type="application/merge-patch+json")
+
+    @asynccontextmanager
+    async def follow_log(self, namespace: str, pod: str, container: str, since: str | None) -> AsyncIterator[Any]:
+        """Stream a container's log with timestamps; the context's value is the body, to read in chunks.
+
+        Args:
+            since: RFC 3339 time from which on (whole seconds count), ``None`` from the beginning.
+        """
+        params = {"container": container, "follow": "true", "timestamps": "true"}
+        if since:
+            params["sinceTime"] = since
+        # The kubelet says nothing while a container prints nothing, which may take as long as the job.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        try:
+            async with self._session.get(
+                self._base + pods_path(namespace, pod, "log"),
+                params=params,
+                headers=await self._authorization(),
+                timeout=timeout,
+            ) as response:
+                if response.status >= 300:
+                    raise _api_error(response, await response.read())
+                yield response.content
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ApiError(0, type(error).__name__, str(error) or "the log stream was cut") from error
+
+    async def _authorization(self) -> dict[str, str]:
+        token = await self._configuration.get_api_key_with_prefix("authorization", alias="BearerToken")
+        return {"Authorization": token} if token else {}
+
+
+async def _load_configuration() -> Configuration:
+    configuration = Configuration()
+    try:
+        loaded = config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        if asyncio.iscoroutine(loaded):
+            await loaded
+    except config.ConfigException:
+        try:
+            await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        except (config.ConfigException, OSError) as error:
+            text = f"neither a pod's service account nor a usable kubeconfig ({error}); set KUBECONFIG"
+            raise ApiError(0, "NoConfiguration", text) from error
+    return configuration
+
+
+def _ssl_context(configuration: Configuration) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _api_error(response: aiohttp.ClientResponse, payload: bytes) -> ApiError:
+    try:
+        status = json.loads(payload)
+        reason, message = status.get("reason", ""), status.get("message", "")
+    except (json.JSONDecodeError, AttributeError):
+        reason, message = response.reason or "", payload[:500].decode(errors="replace")
+    after = response.headers.get("Retry-After", "")
+    return ApiError(response.status, reason, message, float(after) if after.isdecimal() else None)

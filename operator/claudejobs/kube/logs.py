@@ -1,0 +1,152 @@
+"""Follows the logs of the jobs' pods: events become a live report, every line goes to the store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from claudejobs.api.events import parse_event
+from claudejobs.api.process_state import LogLine, process_id
+from claudejobs.reconcile.views import CONTAINER, Key, LiveReport, PodView
+from claudejobs.store import Store
+
+from .client import ApiError, KubeClient
+from .lines import LineSplitter, split_timestamp, stamp_key
+
+logger = logging.getLogger(__name__)
+
+MAX_STORED_LINE = 16384
+"""Characters of a line that are stored."""
+
+
+class LogFollowers:
+    """One follower per pod whose container has started.
+
+    Lines are numbered by their place in the container's log, so that a follower that starts again from the
+    beginning (a new operator) writes the same lines under the same numbers, which the store ignores.
+    """
+
+    def __init__(self, client: KubeClient, store: Store, changed: Callable[[Key], None]) -> None:
+        self._client = client
+        self._store = store
+        self._changed = changed
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._reports: dict[str, LiveReport] = {}
+        self._ended: set[str] = set()
+
+    def report(self, process: str) -> LiveReport | None:
+        """What the events of an attempt (by process id) told so far; it outlives the pod."""
+        return self._reports.get(process)
+
+    def follow(self, pod: PodView) -> None:
+        """Follow the pod's log, unless that is being done or done already."""
+        process = process_id(pod.job_uid, pod.attempt)
+        if pod.terminated:
+            self._ended.add(process)
+        if process not in self._tasks and pod.started is not None:
+            self._reports.setdefault(process, LiveReport())
+            self._tasks[process] = asyncio.create_task(self._run(pod, process), name=f"log of {pod.name}")
+
+    def forget(self, process: str) -> None:
+        """Stop following, and drop the report."""
+        task = self._tasks.pop(process, None)
+        if task:
+            task.cancel()
+        self._reports.pop(process, None)
+        self._ended.discard(process)
+
+    def forget_job(self, job_uid: str) -> None:
+        """Do that for all attempts of a job."""
+        for process in [p for p in self._tasks if p.startswith(job_uid)]:
+            self.forget(process)
+
+    async def stop(self) -> None:
+        """Stop all followers."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self, pod: PodView, process: str) -> None:
+        """Read until the container has ended and its log with it. A stream also ends when it is cut, when the log is
+        rotated or the kubelet restarts; then it is taken up after the last line."""
+        reader = _Reader(process)
+        delay = 0.2
+        while True:
+            ended = process in self._ended
+            try:
+                await self._read(pod, reader)
+                delay = 0.2
+            except ApiError as error:
+                if error.status in (400, 404) and (ended or error.status == 404):
+                    break  # the pod or its container is gone
+                logger.debug("log of %s: %s", pod.name, error)
+                delay = min(delay * 2, 10.0)
+            if ended:
+                break
+            await asyncio.sleep(delay)
+        self._reports[process] = replace(self._reports.get(process, LiveReport()), drained=True)
+        self._changed(pod.job)
+
+    async def _read(self, pod: PodView, reader: _Reader) -> None:
+        async with self._client.follow_log(pod.namespace, pod.name, CONTAINER, reader.since) as stream:
+            splitter = LineSplitter()
+            reader.resume()
+            async for chunk in stream.iter_any():
+                self._take(pod, reader, splitter.feed(chunk))
+            self._take(pod, reader, splitter.flush())
+
+    def _take(self, pod: PodView, reader: _Reader, raw_lines: list[bytes]) -> None:
+        report = self._reports.get(reader.process_id, LiveReport())
+        lines = []
+        for raw in raw_lines:
+            line = reader.take(raw)
+            if line is None:
+                continue
+            event = parse_event(line.line)
+            report = report.with_event(event) if event else report.with_text(line.line)
+            stored = line.line[:MAX_STORED_LINE]
+            lines.append(line.model_copy(update={"line": stored, "stream": "event" if event else "stdout"}))
+        if lines:
+            self._store.append_logs(lines)
+            self._reports[reader.process_id] = report
+            self._changed(pod.job)
+
+
+class _Reader:
+    """Numbers the lines of one log, and knows which it has seen."""
+
+    def __init__(self, process: str) -> None:
+        self.process_id = process
+        self._seq = 0
+        self._last = ("", 0)
+        self._seen_until = ("", 0)
+        self.since: str | None = None
+
+    def resume(self) -> None:
+        """A stream begins anew: what it repeats of the last whole second was seen before."""
+        self._seen_until = self._last
+
+    def take(self, raw: bytes) -> LogLine | None:
+        """The line with its number; ``None`` when it was seen before the stream was cut."""
+        stamp, text = split_timestamp(raw)
+        key = stamp_key(stamp) if stamp else self._last
+        if stamp:
+            if key <= self._seen_until:
+                return None
+            self._last, self.since = key, stamp
+        self._seq += 1
+        return LogLine(
+            process_id=self.process_id,
+            seq=self._seq,
+            time=datetime.fromisoformat(f"{key[0]}+00:00").replace(microsecond=key[1] // 1000)
+            if key[0]
+            else datetime.now(UTC),
+            line=text.decode("utf-8", "replace"),
+        )

@@ -1,0 +1,96 @@
+"""Why an attempt ended: from what the runner reported, the kubelet recorded and the cluster did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from claudejobs.api.categories import EXIT_CODES, POLICIES, Category
+from claudejobs.api.events import Outcome, RunnerResult
+
+from .views import LiveReport, PodView
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended.
+
+    Attributes:
+        category: ``None`` only when it completed.
+        result: what the runner reported, when it did.
+    """
+
+    category: Category | None
+    message: str
+    result: RunnerResult | None = None
+    exit_code: int | None = None
+
+
+def ending_of(pod: PodView, live: LiveReport | None) -> Ending:
+    """Judge a pod whose container has ended.
+
+    A completed result counts whatever happened to the pod afterwards. A runner that says ``cancelled`` was told
+    so by a SIGTERM; who sent it is the question that ``_disruption`` answers.
+    """
+    result = _whole(pod.result, live)
+    if result and result.outcome is Outcome.COMPLETED and pod.exit_code in (0, None):
+        return Ending(None, "", result, 0)
+    disruption = _disruption(pod)
+    stopped = result is None or result.outcome is Outcome.CANCELLED
+    if disruption and stopped:
+        return Ending(disruption[0], disruption[1], result, pod.exit_code)
+    if pod.container_reason == "OOMKilled" and (stopped or result is None or result.category is Category.SDK_CRASH):
+        return Ending(Category.OOM, _oom_message(), result, pod.exit_code)
+    if result and result.category is not Category.CANCELLED and result.category:
+        message = result.message or POLICIES[result.category].meaning
+        return Ending(result.category, message, result, pod.exit_code)
+    if result:
+        return Ending(Category.POD_LOST, "the pod was told to stop by something other than the operator", result)
+    return _without_result(pod, live)
+
+
+def lost(live: LiveReport | None, pod_name: str) -> Ending:
+    """Judge an attempt whose pod is gone: its last event may still have told how it ended."""
+    if live and live.result and live.result.outcome is Outcome.COMPLETED:
+        return Ending(None, "", live.result, 0)
+    if live and live.result and live.result.category not in (None, Category.CANCELLED):
+        return Ending(live.result.category, live.result.message, live.result)
+    return Ending(Category.POD_LOST, f"pod {pod_name} was deleted before it ended", live.result if live else None)
+
+
+def _whole(result: RunnerResult | None, live: LiveReport | None) -> RunnerResult | None:
+    """The result event where the termination message had to be cut, or was lost with the container."""
+    if live and live.result and (result is None or result.truncated):
+        return live.result
+    return result
+
+
+def _disruption(pod: PodView) -> tuple[Category, str] | None:
+    if pod.disruption == "PreemptionByScheduler":
+        return Category.PREEMPTED, "a pod of higher priority needed the node"
+    if pod.disruption in ("DeletionByTaintManager", "DeletionByPodGC") or pod.reason in ("NodeLost", "NodeShutdown"):
+        return Category.NODE_LOST, f"node {pod.node} went away"
+    if pod.reason == "Evicted" or pod.disruption in ("EvictionByEvictionAPI", "TerminationByKubelet"):
+        return Category.EVICTED, pod.message or f"the pod was evicted from node {pod.node}"
+    if pod.reason == "DeadlineExceeded":
+        return Category.TIMEOUT, "the attempt's timeout passed, and the runner did not stop by itself"
+    return None
+
+
+def _without_result(pod: PodView, live: LiveReport | None) -> Ending:
+    """The runner left nothing that can be read: its exit code and its last words are all there is."""
+    tail = f"; its last words: {' | '.join(live.tail[-3:])}" if live and live.tail else ""
+    code = pod.exit_code
+    if code in EXIT_CODES and EXIT_CODES[code] is not Category.CANCELLED:
+        category = EXIT_CODES[code]
+        return Ending(category, f"{POLICIES[category].meaning}; the runner left no further result", None, code)
+    if pod.deleting_since is not None:
+        return Ending(Category.POD_LOST, f"pod {pod.name} was deleted before it ended", None, code)
+    if code is None:
+        return Ending(Category.RUNNER_CRASH, f"the pod failed before the runner started: {pod.message}{tail}")
+    how = f"was killed by signal {code - 128}" if code > 128 else f"exited with code {code}"
+    message = f"the runner {how} without a result that can be read{tail}"
+    return Ending(Category.RUNNER_CRASH, message[:2000], None, code)
+
+
+def _oom_message() -> str:
+    return "the pod used more memory than its limit; raise spec.podTemplate.resources.limits.memory"

@@ -1,0 +1,261 @@
+"""Builds the pod of one attempt. Pure: the same job, attempt and settings give the same pod."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from claudejobs.api.base import API_VERSION, KIND
+from claudejobs.api.events import INPUT_DIR, INPUT_FILE, WORKSPACE_DIR, ClaudeOptions, RunnerInput
+from claudejobs.api.job import CredentialsSecretRef, JobSpec, McpServer
+from claudejobs.api.podtemplate import PodTemplate
+from claudejobs.settings import Settings
+
+from .views import ATTEMPT_LABEL, CONTAINER, JOB_LABEL, JOB_UID_LABEL, MANAGED_BY_LABEL, MANAGER
+
+INPUT_ANNOTATION = "claudecode.dev/input"
+"""The runner's input travels as an annotation, mounted by the downward API: no ConfigMap to write and clean up."""
+
+MAX_INPUT_BYTES = 240 * 1024
+"""Kubernetes bounds all annotations of an object to 256 KiB; the rest is left for the author's own."""
+
+USER = 65532
+"""User and group of the runner's image; it has no passwd entry and owns nothing."""
+
+DEADLINE_MARGIN = 60
+"""Seconds after ``timeoutSeconds`` at which the kubelet ends a pod whose runner did not end by itself: room for the
+start of the container, which the kubelet counts, and for the runner's own orderly end."""
+
+
+class PodBuildError(Exception):
+    """The job can never have a pod; the message names the field and the limit."""
+
+
+def pod_name(job_name: str, attempt: int) -> str:
+    """Name of the pod of an attempt. Making it twice is impossible, which is what keeps attempts single."""
+    return f"{job_name}-{attempt}"
+
+
+def ignored_fields(spec: JobSpec, settings: Settings) -> list[str]:
+    """Fields of the spec that the pod does not reflect."""
+    ignored = ["spec.workspace.git"] if spec.workspace.git else []
+    template = spec.pod_template
+    for kind, keys in (("labels", template.labels), ("annotations", template.annotations)):
+        ignored += [f"spec.podTemplate.{kind}[{k}]" for k in keys if not _allowed(k, settings)]
+    if template.runtime_class_name and settings.runtime_class_name not in (None, template.runtime_class_name):
+        ignored.append("spec.podTemplate.runtimeClassName")
+    return ignored
+
+
+def build_pod(
+    job: dict[str, Any], attempt: int, session_id: str, spent_usd: float, settings: Settings
+) -> dict[str, Any]:
+    """Build the pod of one attempt.
+
+    Args:
+        job: the resource as the API server has it now, prompt included.
+        attempt: its number, from 1.
+        session_id: the agent's session.
+        spent_usd: what earlier attempts cost, US dollars.
+
+    Raises:
+        PodBuildError: the runner's input does not fit into a pod.
+        pydantic.ValidationError: the spec is not one.
+    """
+    meta = job["metadata"]
+    spec = JobSpec.model_validate(job["spec"])
+    template = spec.pod_template
+    timeout = spec.timeout_seconds or settings.job_timeout
+    labels = {k: v for k, v in template.labels.items() if _allowed(k, settings)}
+    annotations = {k: v for k, v in template.annotations.items() if _allowed(k, settings)}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": pod_name(meta["name"], attempt),
+            "namespace": meta["namespace"],
+            "labels": labels
+            | {
+                MANAGED_BY_LABEL: MANAGER,
+                JOB_LABEL: meta["name"],
+                JOB_UID_LABEL: meta["uid"],
+                ATTEMPT_LABEL: str(attempt),
+            },
+            "annotations": annotations
+            | {
+                INPUT_ANNOTATION: _input(meta, spec, attempt, session_id, spent_usd, timeout, settings),
+                # An autoscaler that moves a running agent makes its tokens be paid twice.
+                "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+                "karpenter.sh/do-not-disrupt": "true",
+            },
+            "ownerReferences": [
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": KIND,
+                    "name": meta["name"],
+                    "uid": meta["uid"],
+                    "controller": True,
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": timeout + settings.start_timeout + DEADLINE_MARGIN,
+            "terminationGracePeriodSeconds": spec.termination_grace_period_seconds,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            **({} if settings.host_users else {"hostUsers": False}),
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [_container(spec, settings)],
+            "volumes": _volumes(spec),
+            **_scheduling(template, settings),
+        },
+    }
+
+
+def _container(spec: JobSpec, settings: Settings) -> dict[str, Any]:
+    return {
+        "name": CONTAINER,
+        "image": settings.runner_image,
+        "imagePullPolicy": settings.runner_image_pull_policy,
+        "env": _env(spec, settings),
+        "resources": _resources(spec.pod_template, settings),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        # A runner that dies without its result leaves its last words.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "workspace", "mountPath": WORKSPACE_DIR},
+            {"name": "home", "mountPath": "/home/agent"},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the pod's own volume
+            {"name": "input", "mountPath": INPUT_DIR, "readOnly": True},
+        ],
+    }
+
+
+def _env(spec: JobSpec, settings: Settings) -> list[dict[str, Any]]:
+    """Environment of the container: the model API's address and key. The author's variables go to the agent only,
+    through the runner, and cannot change these."""
+    secret = spec.credentials_secret_ref or CredentialsSecretRef(name=settings.credentials_secret)
+    env: list[dict[str, Any]] = [
+        {"name": secret.key, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}
+    ]
+    if settings.model_base_url:
+        env.append({"name": "ANTHROPIC_BASE_URL", "value": settings.model_base_url})
+    return env
+
+
+def _resources(template: PodTemplate, settings: Settings) -> dict[str, Any]:
+    """The operator's defaults, under what the author says. A request above a default limit raises the limit."""
+    own = template.resources
+    requests = {"cpu": settings.default_cpu_request, "memory": settings.default_memory_request}
+    limits = {"cpu": settings.default_cpu_limit, "memory": settings.default_memory_limit}
+    if own:
+        for name, quantity in own.limits.items():
+            limits[name] = quantity
+            # A default request must not exceed the author's limit; Kubernetes then takes the limit as the request.
+            requests.pop(name, None)
+        for name, quantity in own.requests.items():
+            requests[name] = quantity
+            if name not in own.limits:
+                limits.pop(name, None)
+    return {"requests": requests, "limits": limits}
+
+
+def _volumes(spec: JobSpec) -> list[dict[str, Any]]:
+    claim, empty = spec.workspace.persistent_volume_claim, spec.workspace.empty_dir
+    workspace: dict[str, Any] = (
+        {"persistentVolumeClaim": {"claimName": claim.claim_name}}
+        if claim
+        else {"emptyDir": {"sizeLimit": empty.size_limit if empty else "2Gi"}}
+    )
+    item = {"path": INPUT_FILE.removeprefix(f"{INPUT_DIR}/")} | {
+        "fieldRef": {"fieldPath": f"metadata.annotations['{INPUT_ANNOTATION}']"}
+    }
+    return [
+        {"name": "workspace", **workspace},
+        {"name": "home", "emptyDir": {"sizeLimit": "256Mi"}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": "512Mi"}},
+        {"name": "input", "downwardAPI": {"items": [item]}},
+    ]
+
+
+def _scheduling(template: PodTemplate, settings: Settings) -> dict[str, Any]:
+    own = template.model_dump(
+        by_alias=True,
+        mode="json",
+        exclude_defaults=True,
+        exclude={"labels", "annotations", "resources", "runtime_class_name"},
+    )
+    runtime = settings.runtime_class_name or template.runtime_class_name
+    return own | ({"runtimeClassName": runtime} if runtime else {})
+
+
+def _input(
+    meta: dict[str, Any],
+    spec: JobSpec,
+    attempt: int,
+    session_id: str,
+    spent_usd: float,
+    timeout: int,
+    settings: Settings,
+) -> str:
+    document = RunnerInput(
+        job=f"{meta['namespace']}/{meta['name']}",
+        job_uid=meta["uid"],
+        attempt=attempt,
+        session_id=session_id,
+        prompt=spec.prompt,
+        working_directory=spec.working_directory,
+        timeout_seconds=timeout,
+        stall_timeout_seconds=spec.stall_timeout_seconds,
+        env={v.name: v.value for v in spec.env} | {"CLAUDE_JOB_ARGUMENTS": json.dumps(spec.arguments)},
+        claude=_options(spec, spent_usd, settings),
+    ).model_dump_json(exclude_defaults=True)
+    size = len(document.encode())
+    if size > MAX_INPUT_BYTES:
+        raise PodBuildError(
+            f"spec.prompt, spec.claude, spec.env and spec.arguments together have {size} bytes, but a pod carries at "
+            f"most {MAX_INPUT_BYTES}; put long texts into the workspace"
+        )
+    return document
+
+
+def _options(spec: JobSpec, spent_usd: float, settings: Settings) -> ClaudeOptions:
+    claude = spec.claude
+    budget = claude.max_budget_usd
+    if budget is not None and spec.workspace.persistent_volume_claim is None:
+        # On a lasting workspace the runner itself keeps count of what earlier attempts spent.
+        budget = max(budget - spent_usd, 0.01)
+    values = claude.model_dump(exclude={"mcp_servers", "max_budget_usd", "model"}, exclude_none=True)
+    return ClaudeOptions(
+        **values,
+        model=claude.model or settings.default_model,
+        max_budget_usd=budget,
+        mcp_servers={name: _mcp_server(server) for name, server in claude.mcp_servers.items()},
+    )
+
+
+def _mcp_server(server: McpServer) -> dict[str, Any]:
+    """The form that the SDK takes."""
+    if server.stdio:
+        return {"type": "stdio", **server.stdio.model_dump()}
+    assert server.http is not None
+    return server.http.model_dump()
+
+
+def _allowed(key: str, settings: Settings) -> bool:
+    """Whether a job may put this label or annotation on its pods: keys without a domain, or of an allowed one."""
+    domain, slash, _ = key.partition("/")
+    return not slash or domain in settings.allowed_metadata_domains

@@ -1,0 +1,216 @@
+"""Builds the status that a decision wants to see. Pure; called from ``decide`` alone."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Any, Literal
+
+from claudejobs.api.events import RunnerResult
+from claudejobs.api.status import (
+    AttemptStatus,
+    Condition,
+    ConditionType,
+    JobStatus,
+    Phase,
+    ResultStatus,
+    UsageStatus,
+)
+
+from .endings import Ending
+from .pod import pod_name
+from .starting import Hindrance
+from .views import JobView, LiveReport, PodView
+
+_SESSIONS = uuid.UUID("0d5ae0b4-37f4-4be6-8a36-6e2f5b2b9c0e")
+
+
+def session_id(job_uid: str) -> str:
+    """The agent's session of a job: one for all attempts, so that an attempt that finds its transcript on the
+    workspace resumes it, and known before the pod exists, so that recording it costs no write."""
+    return str(uuid.uuid5(_SESSIONS, job_uid))
+
+
+def waiting(status: JobStatus, phase: Phase, reason: str, message: str) -> JobStatus:
+    """The job waits without a pod."""
+    return status.model_copy(update={"phase": phase, "reason": reason, "message": message, "pod_name": None})
+
+
+def with_message(status: JobStatus, reason: str, message: str) -> JobStatus:
+    """The same, with something to say."""
+    return status.model_copy(update={"reason": reason, "message": message})
+
+
+def attempt_started(status: JobStatus, number: int, job: JobView, now: datetime) -> JobStatus:
+    """The pod of an attempt is made."""
+    name, session, now = pod_name(job.name, number), session_id(job.uid), _seconds(now)
+    attempt = AttemptStatus(attempt=number, pod_name=name, start_time=now, session_id=session)
+    return status.model_copy(
+        update={
+            "observed_generation": job.generation,
+            "phase": Phase.STARTING,
+            "reason": "Starting",
+            "message": f"pod {name} is starting",
+            "attempt": number,
+            "attempts": [*status.attempts, attempt],
+            "next_attempt_time": None,
+            "pod_name": name,
+            "session_id": session,
+            "progress": 0,
+            "start_time": status.start_time or now,
+        }
+    )
+
+
+def starting(status: JobStatus, pod: PodView, hindrance: Hindrance | None, job: JobView, now: datetime) -> JobStatus:
+    """The pod is there, its runner is not yet."""
+    reason = hindrance.reason if hindrance else "Starting"
+    message = hindrance.message if hindrance else f"pod {pod.name} is starting"
+    if hindrance and status.reason == reason:
+        message = status.message  # the kubelet words the same trouble anew at every try: one write is enough
+    status = status.model_copy(update={"phase": Phase.STARTING, "reason": reason, "message": message})
+    if hindrance is None and _condition(status, ConditionType.STARTED) is None:
+        return status
+    return _with_condition(status, ConditionType.STARTED, "False", reason, message, job, now)
+
+
+def running(status: JobStatus, pod: PodView, live: LiveReport | None, job: JobView, now: datetime) -> JobStatus:
+    """The runner runs."""
+    attempt = status.attempts[-1].model_copy(update={"node_name": pod.node})
+    step = live.step if live and live.step else "the agent is at work"
+    status = status.model_copy(
+        update={
+            "phase": Phase.RUNNING,
+            "reason": "Running",
+            "message": step,
+            "attempts": [*status.attempts[:-1], attempt],
+            "progress": max(status.progress, min(live.progress, 99) if live else 0),
+        }
+    )
+    return _with_condition(status, ConditionType.STARTED, "True", "Running", f"runs on {pod.node}", job, now)
+
+
+def attempt_ended(
+    status: JobStatus,
+    ending: Ending,
+    now: datetime,
+    pod: PodView | None,
+    outcome: Literal["completed", "failed", "cancelled", "suspended"] = "failed",
+) -> JobStatus:
+    """Close the open attempt, if there is one, and add what it cost."""
+    attempt = status.open_attempt
+    if attempt is None:
+        return status
+    result = ending.result
+    closed = attempt.model_copy(
+        update={
+            "end_time": _seconds((pod and pod.finished) or now),
+            "outcome": outcome,
+            "category": ending.category,
+            "message": ending.message[:2000],
+            "exit_code": ending.exit_code,
+            "session_id": (result and result.session_id) or attempt.session_id,
+            "node_name": (pod and pod.node) or attempt.node_name,
+            "cost_usd": round(result.cost_usd, 6) if result else 0.0,
+        }
+    )
+    attempts = [*status.attempts[:-1], closed]
+    cost = round(sum(a.cost_usd for a in attempts), 6)
+    return status.model_copy(update={"attempts": attempts, "cost_usd": cost})
+
+
+def backoff(status: JobStatus, ending: Ending, until: datetime, job: JobView) -> JobStatus:
+    """Another attempt will be made."""
+    text = f"attempt {status.attempt} ended: {ending.message}"[:2000]
+    status = waiting(status, Phase.BACKOFF, str(ending.category), text)
+    return status.model_copy(update={"next_attempt_time": _seconds(until), "observed_generation": job.generation})
+
+
+def suspended(status: JobStatus, ending: Ending, now: datetime, pod: PodView | None) -> JobStatus:
+    """The attempt was stopped by ``spec.suspend``; it does not count."""
+    ended = Ending(None, "suspended by spec.suspend", ending.result, ending.exit_code)
+    status = attempt_ended(status, ended, now, pod, "suspended")
+    return waiting(status, Phase.SUSPENDED, "Suspended", "suspended by spec.suspend")
+
+
+def finished(
+    status: JobStatus, phase: Phase, ending: Ending, job: JobView, now: datetime, pod: PodView | None = None
+) -> JobStatus:
+    """The job is at its end."""
+    outcome: Any = {Phase.COMPLETED: "completed", Phase.CANCELLED: "cancelled"}.get(phase, "failed")
+    status = attempt_ended(status, ending, now, pod, outcome)
+    reason = str(ending.category) if ending.category else "Completed"
+    message = ending.message or "the agent has finished"
+    status = status.model_copy(
+        update={
+            "observed_generation": job.generation,
+            "phase": phase,
+            "reason": reason,
+            "message": message[:2000],
+            "next_attempt_time": None,
+            "progress": 100 if phase is Phase.COMPLETED else status.progress,
+            "result": _result(ending.result) or status.result,
+            "completion_time": _seconds(now),
+        }
+    )
+    word = {Phase.COMPLETED: "Completed", Phase.CANCELLED: "Cancelled"}.get(phase, _camel(reason))
+    status = _with_condition(status, ConditionType.FINISHED, "True", word, message, job, now)
+    succeeded: Literal["True", "False"] = "True" if phase is Phase.COMPLETED else "False"
+    return _with_condition(status, ConditionType.SUCCEEDED, succeeded, word, message, job, now)
+
+
+def fields_ignored(status: JobStatus, fields: list[str], job: JobView, now: datetime) -> JobStatus:
+    """Say which fields of the spec this operator does not act on."""
+    if not fields:
+        return status
+    text = f"not acted on: {', '.join(fields)}"
+    return _with_condition(status, ConditionType.FIELDS_IGNORED, "True", "NotActedOn", text, job, now)
+
+
+def _result(result: RunnerResult | None) -> ResultStatus | None:
+    if result is None:
+        return None
+    return ResultStatus(
+        text=result.text,
+        structured_output=result.structured_output,
+        num_turns=result.num_turns,
+        cost_usd=round(result.cost_usd, 6),
+        usage=UsageStatus(**result.usage.model_dump()),
+        truncated=result.truncated,
+    )
+
+
+def _condition(status: JobStatus, kind: ConditionType) -> Condition | None:
+    return next((c for c in status.conditions if c.type == kind), None)
+
+
+def _with_condition(
+    status: JobStatus,
+    kind: ConditionType,
+    value: Literal["True", "False", "Unknown"],
+    reason: str,
+    message: str,
+    job: JobView,
+    now: datetime,
+) -> JobStatus:
+    old = _condition(status, kind)
+    condition = Condition(
+        type=kind,
+        status=value,
+        reason=reason,
+        message=message[:2000],
+        last_transition_time=old.last_transition_time if old and old.status == value else _seconds(now),
+        observed_generation=job.generation,
+    )
+    others = [c for c in status.conditions if c.type != kind]
+    return status.model_copy(update={"conditions": sorted([*others, condition], key=lambda c: c.type)})
+
+
+def _seconds(time: datetime) -> datetime:
+    """Kubernetes timestamps have whole seconds."""
+    return time.replace(microsecond=0)
+
+
+def _camel(reason: str) -> str:
+    """A condition's reason is CamelCase: ``rate_limited`` becomes ``RateLimited``."""
+    return "".join(part.capitalize() for part in reason.split("_"))

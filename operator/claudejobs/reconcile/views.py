@@ -1,0 +1,240 @@
+"""What decisions are made from: trimmed views of the resource, its pods and the runner's events.
+
+The operator keeps one view per job and pod in memory, so they hold what decisions need and nothing more: a
+prompt may have 128 KiB, and is read anew when a pod is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from claudejobs.api.base import GROUP
+from claudejobs.api.events import (
+    ApiRetry,
+    Event,
+    Notice,
+    Progress,
+    Result,
+    RunnerResult,
+    Session,
+    Text,
+    ToolUse,
+    parse_result,
+)
+from claudejobs.api.job import JobSpec
+from claudejobs.api.status import JobStatus
+
+JOB_LABEL = f"{GROUP}/job"
+JOB_UID_LABEL = f"{GROUP}/job-uid"
+ATTEMPT_LABEL = f"{GROUP}/attempt"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGER = "claudejobs"
+CONTAINER = "runner"
+
+Key = tuple[str, str]
+"""``(namespace, name)`` of a job."""
+
+
+def parse_time(value: str | None) -> datetime | None:
+    """Read a Kubernetes timestamp."""
+    return datetime.fromisoformat(value) if value else None
+
+
+def is_newer(version: str, than: str) -> bool:
+    """Whether one version of an object is at least as new as another version of the same object.
+
+    Resource versions of one object are decimal numbers that grow; see the API concepts of Kubernetes 1.35.
+    """
+    return not (version.isdecimal() and than.isdecimal()) or int(version) >= int(than)
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as last seen.
+
+    Attributes:
+        spec: without prompt, arguments and system prompts, which only the pod needs.
+        invalid: why the spec cannot be read; then ``spec`` is a placeholder. The API server's schema keeps
+            such specs out, unless the schema in the cluster is older than the operator.
+        raw_status: the status as stored, to compare with what should be written.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    generation: int
+    created: datetime
+    deleting: bool
+    spec: JobSpec
+    status: JobStatus
+    invalid: str | None = None
+    raw_status: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """Namespace and name."""
+        return (self.namespace, self.name)
+
+    @classmethod
+    def parse(cls, obj: dict[str, Any]) -> JobView:
+        """Trim a resource as the API server sends it."""
+        meta = obj["metadata"]
+        invalid = None
+        try:
+            spec = JobSpec.model_validate(obj.get("spec") or {})
+        except ValidationError as error:
+            first = error.errors()[0]
+            invalid = f"spec.{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            spec = JobSpec(prompt="-")
+        claude = spec.claude.model_copy(update={"system_prompt": None, "append_system_prompt": None})
+        raw = dict(obj.get("status") or {})
+        status = JobStatus.model_validate(raw)
+        if status.phase.terminal:
+            # A finished job's answer is never compared or written again; its figures still go into the row.
+            figures = status.result and status.result.model_copy(update={"text": None, "structured_output": None})
+            status, raw = status.model_copy(update={"result": figures}), {}
+        created = parse_time(meta["creationTimestamp"])
+        assert created is not None
+        return cls(
+            namespace=meta["namespace"],
+            name=meta["name"],
+            uid=meta["uid"],
+            resource_version=meta["resourceVersion"],
+            generation=meta.get("generation", 1),
+            created=created,
+            deleting="deletionTimestamp" in meta,
+            spec=spec.model_copy(update={"prompt": "", "arguments": {}, "env": [], "claude": claude}),
+            status=status,
+            invalid=invalid,
+            raw_status=raw,
+        )
+
+
+@dataclass(frozen=True)
+class PodView:
+    """A pod as last seen.
+
+    Attributes:
+        terminated: the runner's container has ended; nothing of the attempt runs any more.
+        reason: the pod's own reason, such as Evicted or DeadlineExceeded.
+        container_reason: why the container waits or ended, such as ImagePullBackOff or OOMKilled.
+        disruption: reason of the pod's DisruptionTarget condition, such as PreemptionByScheduler.
+        unschedulable: the scheduler's message, when no node takes the pod.
+        message: the container's or the pod's message.
+        result: what the runner left in the termination message.
+    """
+
+    name: str
+    namespace: str
+    uid: str
+    resource_version: str
+    job: Key
+    job_uid: str
+    attempt: int
+    created: datetime
+    phase: str
+    terminated: bool = False
+    running: bool = False
+    deleting_since: datetime | None = None
+    node: str | None = None
+    started: datetime | None = None
+    finished: datetime | None = None
+    exit_code: int | None = None
+    reason: str = ""
+    container_reason: str = ""
+    disruption: str = ""
+    unschedulable: str | None = None
+    message: str = ""
+    result: RunnerResult | None = None
+
+    @classmethod
+    def parse(cls, obj: dict[str, Any]) -> PodView | None:
+        """Trim a pod; ``None`` when it is not an attempt of a job (no owner of our kind, or no attempt label)."""
+        meta, status = obj["metadata"], obj.get("status") or {}
+        owner = next(
+            (o for o in meta.get("ownerReferences", []) if o.get("controller") and o["apiVersion"].startswith(GROUP)),
+            None,
+        )
+        attempt = meta.get("labels", {}).get(ATTEMPT_LABEL, "")
+        if owner is None or not attempt.isdecimal():
+            return None
+        state = next((c.get("state") or {} for c in status.get("containerStatuses", []) if c["name"] == CONTAINER), {})
+        ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
+        conditions = {c["type"]: c for c in status.get("conditions", [])}
+        scheduled = conditions.get("PodScheduled", {})
+        phase = status.get("phase", "Pending")
+        created = parse_time(meta["creationTimestamp"])
+        assert created is not None
+        return cls(
+            name=meta["name"],
+            namespace=meta["namespace"],
+            uid=meta["uid"],
+            resource_version=meta["resourceVersion"],
+            job=(meta["namespace"], owner["name"]),
+            job_uid=owner["uid"],
+            attempt=int(attempt),
+            created=created,
+            phase=phase,
+            terminated=phase in ("Succeeded", "Failed"),
+            running="running" in state and phase == "Running",
+            deleting_since=parse_time(meta.get("deletionTimestamp")),
+            node=obj.get("spec", {}).get("nodeName"),
+            started=parse_time((state.get("running") or ended).get("startedAt")),
+            finished=parse_time(ended.get("finishedAt")),
+            exit_code=ended.get("exitCode"),
+            reason=status.get("reason", ""),
+            container_reason=ended.get("reason") or waiting.get("reason") or "",
+            disruption=conditions.get("DisruptionTarget", {}).get("reason", ""),
+            unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else None,
+            message=waiting.get("message") or status.get("message") or ended.get("message") or "",
+            result=parse_result(ended.get("message")),
+        )
+
+
+@dataclass(frozen=True)
+class LiveReport:
+    """What the runner's events have told so far of one attempt.
+
+    Attributes:
+        step: what the agent does now, for people.
+        result: the result event, which has the whole answer where the termination message had to be cut.
+        drained: the log was read to its end after the container had ended.
+        tail: the newest lines that were not events: what a crash left behind.
+    """
+
+    progress: int = 0
+    step: str = ""
+    session_id: str | None = None
+    model: str | None = None
+    result: RunnerResult | None = None
+    drained: bool = False
+    tail: tuple[str, ...] = ()
+
+    def with_event(self, event: Event) -> LiveReport:
+        """Take one event in."""
+        match event:
+            case Session():
+                return replace(self, session_id=event.session_id, model=event.model)
+            case Progress():
+                return replace(self, progress=max(self.progress, event.percent), step=event.message or self.step)
+            case ToolUse():
+                return replace(self, step=f"{event.tool}: {event.summary}"[:200])
+            case Text():
+                return replace(self, step=event.text.strip()[:200] or self.step)
+            case ApiRetry():
+                return replace(self, step=f"the model API answered {event.status or 'nothing'}; trying again")
+            case Notice(level="error" | "warning"):
+                return replace(self, tail=(*self.tail[-9:], event.text[:500]))
+            case Result():
+                return replace(self, result=event.result)
+            case _:
+                return self
+
+    def with_text(self, line: str) -> LiveReport:
+        """Take in one line that is not an event."""
+        return replace(self, tail=(*self.tail[-9:], line[:500]))
