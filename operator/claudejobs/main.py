@@ -36,8 +36,10 @@ def configure_logging(level: str) -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("kopf", "aiohttp.access", "asyncio", "alembic"):
+    for chatty in ("kopf", "aiohttp.access", "aiosqlite", "asyncio", "alembic"):
         logging.getLogger(chatty).setLevel(max(logging.getLevelName(level), logging.WARNING))
+    # It warns that it gets no signals in its thread, which is what is wanted.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
 
 
 async def run_operator(settings: Settings, stop: asyncio.Event) -> int:

@@ -25,6 +25,9 @@ from .views import JobView, LiveReport, PodView
 KILL_MARGIN = 20
 """Seconds beyond its grace period after which a pod that does not go is removed by force, when its job is to stop."""
 
+HINDRANCE_PATIENCE = 5
+"""Seconds for which nothing is said of what keeps a new pod from starting: most of it passes by itself."""
+
 DRAIN_SECONDS = 10
 """How long the end of a log is waited for when only the log has the whole result."""
 
@@ -154,9 +157,12 @@ def _between_attempts(seen: Seen, status: JobStatus, settings: Settings) -> Deci
 def _starting(seen: Seen, status: JobStatus, pod: PodView, settings: Settings) -> Decision:
     """The pod is there and its runner is not: say why, and give up when it takes too long."""
     hindrance = hindrance_of(pod)
+    young = (pod.created + timedelta(seconds=HINDRANCE_PATIENCE) - seen.now).total_seconds()
+    if young > 0:
+        return Decision(status=status, after=young)
     left = (pod.created + timedelta(seconds=settings.start_timeout) - seen.now).total_seconds()
     if left > 0:
-        return Decision(status=report.starting(status, pod, hindrance, seen.job, seen.now), after=left)
+        return Decision(status=report.starting(status, hindrance, seen.job, seen.now), after=left)
     if hindrance:
         ending = Ending(hindrance.category, f"{hindrance.message} (after {settings.start_timeout} s)")
     else:

@@ -62,15 +62,13 @@ def attempt_started(status: JobStatus, number: int, job: JobView, now: datetime)
     )
 
 
-def starting(status: JobStatus, pod: PodView, hindrance: Hindrance | None, job: JobView, now: datetime) -> JobStatus:
-    """The pod is there, its runner is not yet."""
-    reason = hindrance.reason if hindrance else "Starting"
-    message = hindrance.message if hindrance else f"pod {pod.name} is starting"
-    if hindrance and status.reason == reason:
-        message = status.message  # the kubelet words the same trouble anew at every try: one write is enough
+def starting(status: JobStatus, hindrance: Hindrance | None, job: JobView, now: datetime) -> JobStatus:
+    """The pod is there, its runner is not yet. What kept it is named until it runs, even when the kubelet is between
+    two tries, and in the words of the first: it words the same trouble anew each time, and one write is enough."""
+    if hindrance is None or status.reason == hindrance.reason:
+        return status.model_copy(update={"phase": Phase.STARTING})
+    reason, message = hindrance.reason, hindrance.message
     status = status.model_copy(update={"phase": Phase.STARTING, "reason": reason, "message": message})
-    if hindrance is None and _condition(status, ConditionType.STARTED) is None:
-        return status
     return _with_condition(status, ConditionType.STARTED, "False", reason, message, job, now)
 
 

@@ -17,6 +17,7 @@ from claudejobs.api.events import (
     ApiRetry,
     Event,
     Notice,
+    Outcome,
     Progress,
     Result,
     RunnerResult,
@@ -168,6 +169,8 @@ class PodView:
         conditions = {c["type"]: c for c in status.get("conditions", [])}
         scheduled = conditions.get("PodScheduled", {})
         phase = status.get("phase", "Pending")
+        result = parse_result(ended.get("message"))
+        completed = ended.get("exitCode") == 0 and result is not None and result.outcome is Outcome.COMPLETED
         created = parse_time(meta["creationTimestamp"])
         assert created is not None
         return cls(
@@ -180,7 +183,9 @@ class PodView:
             attempt=int(attempt),
             created=created,
             phase=phase,
-            terminated=phase in ("Succeeded", "Failed"),
+            # The kubelet reports a completed pod a second after its container, which restartPolicy Never makes final.
+            # Any other ending waits for the pod, which then says what the cluster did to it.
+            terminated=phase in ("Succeeded", "Failed") or completed,
             running="running" in state and phase == "Running",
             deleting_since=parse_time(meta.get("deletionTimestamp")),
             node=obj.get("spec", {}).get("nodeName"),
@@ -192,7 +197,7 @@ class PodView:
             disruption=conditions.get("DisruptionTarget", {}).get("reason", ""),
             unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else None,
             message=waiting.get("message") or status.get("message") or ended.get("message") or "",
-            result=parse_result(ended.get("message")),
+            result=result,
         )
 
 
