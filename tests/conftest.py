@@ -1,0 +1,100 @@
+"""Fixtures of all tests that need the cluster. It is made when the first of them asks, and kept running."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import localcluster
+from localcluster import Cluster
+from tests.support.kube import Namespace, unique, wait_for
+from tests.support.operator import REPOSITORY
+
+RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    """The cluster, with the CRD of this checkout."""
+    cluster = localcluster.ensure()
+    Namespace(cluster, "default").kubectl("apply", "--server-side", "--force-conflicts", "-f", str(REPOSITORY / "crds"))
+    Namespace(cluster, "default").kubectl("wait", "--for=condition=Established", "-f", str(REPOSITORY / "crds"))
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def runner_image(cluster: Cluster) -> str:
+    """The runner's image of this checkout, loaded into the cluster."""
+    return localcluster.build_and_load_images("claudejobs-runner")["claudejobs-runner"]
+
+
+def make_namespace(cluster: Cluster) -> Iterator[Namespace]:
+    """A namespace under Pod Security `restricted`, with credentials for the scripted model."""
+    namespace = Namespace(cluster, unique("ccj"))
+    namespace.apply(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace.name, "labels": RESTRICTED}},
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "claude-credentials", "namespace": namespace.name},
+            "stringData": {"ANTHROPIC_API_KEY": "scripted"},
+        },
+    )
+    yield namespace
+    namespace.kubectl("delete", "namespace", namespace.name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def namespace(cluster: Cluster) -> Iterator[Namespace]:
+    """The namespace that the session's operator watches."""
+    yield from make_namespace(cluster)
+
+
+@pytest.fixture
+def own_namespace(cluster: Cluster) -> Iterator[Namespace]:
+    """A namespace for one test."""
+    yield from make_namespace(cluster)
+
+
+@pytest.fixture(scope="session")
+def model_url(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The scripted model, a process on the machine's side of the cluster's network."""
+    assert cluster.gateway, "the end-to-end tests need a cluster whose pods reach this machine"
+    out = tmp_path_factory.mktemp("model") / "out"
+    with out.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "images/scripted-model/scripted_model.py", "--host", cluster.gateway, "--port", "0"],
+            cwd=REPOSITORY,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        port = wait_for(lambda: _port(out), "the scripted model prints its port")
+        yield f"http://{cluster.gateway}:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _port(out: Path) -> str | None:
+    digits = [word.rsplit(":", 1)[-1].strip("/ ") for word in out.read_text().split()]
+    return next((d for d in digits if d.isdigit()), None)
+
+
+def audit_writes(cluster: Cluster, name: str) -> list[tuple[str, str, int]]:
+    """The operator's API writes for a job and its pods, from the API server's audit log: verb, resource, status."""
+    assert cluster.audit_log is not None
+    writes = []
+    for line in cluster.audit_log.read_text().splitlines():
+        event = json.loads(line)
+        reference = event.get("objectRef", {})
+        about = reference.get("name") == name or str(reference.get("name", "")).startswith(f"{name}-")
+        if event.get("userAgent") == "claudejobs-operator" and about and event["stage"] == "ResponseComplete":
+            resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
+            writes.append((event["verb"], resource, event["responseStatus"]["code"]))
+    return writes

@@ -1,0 +1,113 @@
+"""A namespace of a real cluster, through real kubectl."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import yaml
+
+from claudejobs.api.base import API_VERSION, KIND
+from localcluster import Cluster
+
+T = TypeVar("T")
+
+
+def wait_for(probe: Callable[[], T | None], what: str, timeout: float = 30.0) -> T:
+    """The first truthy answer of ``probe``; fails after ``timeout`` seconds, saying ``what`` did not come."""
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = probe()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        time.sleep(0.1)
+
+
+def job(name: str, prompt: str = "script: hello", **spec: Any) -> dict[str, Any]:
+    """A job as its author would write it."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name},
+        "spec": {"prompt": prompt, "claude": {"model": "claude-sonnet-4-5"}, **spec},
+    }
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """One namespace. Names of objects are made unique by ``unique``."""
+
+    cluster: Cluster
+    name: str
+
+    def run(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run kubectl in this namespace, whatever comes of it."""
+        command = [str(self.cluster.bin_dir / "kubectl"), "--kubeconfig", str(self.cluster.kubeconfig), "-n", self.name]
+        return subprocess.run([*command, *arguments], input=stdin, capture_output=True, text=True, check=False)
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run kubectl; its output."""
+        done = self.run(*arguments, stdin=stdin)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        """Apply objects."""
+        self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    def rejected(self, obj: dict[str, Any]) -> str:
+        """Apply an object that must be refused; the API server's message."""
+        done = self.run("apply", "-f", "-", stdin=yaml.safe_dump(obj))
+        assert done.returncode != 0, f"accepted: {obj}"
+        return done.stderr
+
+    def get(self, kind: str, name: str) -> dict[str, Any] | None:
+        """An object, ``None`` when there is none."""
+        done = self.run("get", kind, name, "-o", "json", "--ignore-not-found")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if done.stdout.strip() else None
+
+    def status(self, name: str) -> dict[str, Any]:
+        """A job's status."""
+        obj = self.get("ccj", name)
+        return (obj or {}).get("status", {})
+
+    def pods(self, name: str) -> list[dict[str, Any]]:
+        """The pods of a job."""
+        items: list[dict[str, Any]] = json.loads(
+            self.kubectl("get", "pods", "-l", f"claudecode.dev/job={name}", "-o", "json")
+        )["items"]
+        return items
+
+    def wait_phase(self, name: str, *phases: str, timeout: float = 60.0) -> dict[str, Any]:
+        """Wait until a job is in one of the phases; its status."""
+        seen: dict[str, Any] = {}
+
+        def probe() -> dict[str, Any] | None:
+            seen.clear()
+            seen.update(self.status(name))
+            return dict(seen) if seen.get("phase") in phases else None
+
+        try:
+            return wait_for(probe, f"job {name} in {phases}", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its status: {json.dumps(seen)}") from None
+
+    def patch(self, name: str, **spec: Any) -> None:
+        """Change a job's spec."""
+        self.kubectl("patch", "ccj", name, "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    def condition(self, name: str, kind: str) -> dict[str, Any]:
+        """A condition of a job, empty when it has none of that type."""
+        return next((c for c in self.status(name).get("conditions", []) if c["type"] == kind), {})
+
+
+def unique(stem: str) -> str:
+    """A name that no other test has."""
+    return f"{stem}-{uuid.uuid4().hex[:6]}"

@@ -1,0 +1,90 @@
+"""The operator as a process of its own, outside the cluster, as in development."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from claudejobs.store import Store
+
+from .kube import Namespace, wait_for
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+class OperatorProcess:
+    """Starts and ends ``claudejobs operator``. Settings are environment variables."""
+
+    def __init__(self, namespace: Namespace, log: Path, database_url: str, **settings: object) -> None:
+        self.namespace = namespace
+        self.database_url = database_url
+        self.log = log
+        self.port = free_port()
+        self._settings = {name.upper(): str(value) for name, value in settings.items()}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> OperatorProcess:
+        """Start, and wait until it is ready."""
+        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "SSL_CERT_FILE")}
+        environment = kept | {
+            "PYTHONPATH": str(REPOSITORY / "operator"),
+            "KUBECONFIG": str(self.namespace.cluster.kubeconfig),
+            "DATABASE_URL": self.database_url,
+            "WATCH_NAMESPACES": self.namespace.name,
+            "HEALTH_PORT": str(self.port),
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "claudejobs.cli.main", "operator"],
+                env=environment | self._settings,
+                stdout=log,
+                stderr=log,
+            )
+        wait_for(self.ready, f"the operator is ready; its log: {self.log}", 30)
+        return self
+
+    def ready(self) -> bool:
+        """Whether /readyz says yes."""
+        assert self.process is not None
+        assert self.process.poll() is None, f"the operator ended: {self.log.read_text()[-3000:]}"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=2) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """Kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, timeout: float = 20.0) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+    async def rows(self, name: str) -> list[dict[str, Any]]:
+        """The ProcessState rows of a job, by attempt."""
+        store = Store(self.database_url)
+        try:
+            rows = await store.rows({"job_namespace": self.namespace.name, "job_name": name})
+        finally:
+            await store.stop()
+        return sorted(rows, key=lambda row: row["attempt"])
