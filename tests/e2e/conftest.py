@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import localcluster
+from localcluster import Cluster
 from tests.integration.postgres import PostgresServer, postgres_server
 from tests.support.kube import Namespace
 from tests.support.operator import OperatorProcess
@@ -15,6 +17,15 @@ from tests.support.operator import OperatorProcess
 __all__ = ["postgres_server"]
 
 HERE = Path(__file__).parent
+
+
+def run(process: OperatorProcess) -> Iterator[OperatorProcess]:
+    """Start an operator; at the end it must stop cleanly, and its log must tell of no defect."""
+    yield process.start()
+    assert process.stop() == 0
+    text = process.log.read_text()
+    assert "a defect" not in text, text[-5000:]
+    assert "Traceback" not in text, text[-5000:]
 
 
 @pytest.fixture(scope="session")
@@ -26,25 +37,37 @@ def operator(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[OperatorProcess]:
     """The session's operator."""
-    log = tmp_path_factory.mktemp("operator") / "log"
-    process = OperatorProcess(
-        namespace,
-        log,
-        postgres_server.url(postgres_server.create_database()),
-        model_base_url=model_url,
-        runner_image=runner_image,
-        start_timeout=12,
-        resync_seconds=10,
+    yield from run(
+        OperatorProcess(
+            namespace,
+            tmp_path_factory.mktemp("operator") / "log",
+            postgres_server.url(postgres_server.create_database()),
+            model_base_url=model_url,
+            runner_image=runner_image,
+            start_timeout=60,
+            resync_seconds=10,
+        )
     )
-    yield process.start()
-    assert process.stop() == 0
-    text = log.read_text()
-    assert "a defect" not in text, text[-5000:]
-    assert "Traceback" not in text, text[-5000:]
+
+
+@pytest.fixture
+def own_operator(
+    own_namespace: Namespace, model_url: str, runner_image: str, tmp_path: Path
+) -> Callable[..., OperatorProcess]:
+    """Makes operators (not started) on SQLite for one test's namespace; all have the same database."""
+    count = itertools.count(1)
+
+    def make(**settings: object) -> OperatorProcess:
+        given = {"model_base_url": model_url, "runner_image": runner_image, "resync_seconds": 10} | settings
+        return OperatorProcess(
+            own_namespace, tmp_path / f"operator-{next(count)}.log", f"sqlite:///{tmp_path}/state.db", **given
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def misbehaving_image(runner_image: str) -> str:
+def misbehaving_image(cluster: Cluster) -> str:
     """An image whose runner breaks the protocol in the way that the prompt names."""
     folder = HERE / "misbehaving-runner"
     return localcluster.build("claudejobs-misbehaving", folder / "Dockerfile", folder)

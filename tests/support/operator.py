@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -88,3 +90,14 @@ class OperatorProcess:
         finally:
             await store.stop()
         return sorted(rows, key=lambda row: row["attempt"])
+
+
+async def wait_rows(operator: OperatorProcess, name: str, *statuses: str) -> list[dict[str, Any]]:
+    """Wait until a job's rows have these statuses, one per attempt."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        rows = await operator.rows(name)
+        if tuple(row["status"] for row in rows) == statuses:
+            return rows
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"rows of {name} are {rows}, not {statuses}")

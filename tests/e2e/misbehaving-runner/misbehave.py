@@ -22,6 +22,8 @@ match prompt:
         sys.exit(9)
     case "nothing":
         sys.exit(0)
+    case "memory":
+        print(len(bytearray(2_000_000_000)))
     case "deaf":
         import signal
 
