@@ -21,7 +21,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
-    redis_host: str | None = Field(None, description="Host of the BullMQ queues' Redis; empty switches intake off.")
+    redis_host: str | None = Field(
+        None,
+        description="Host of the BullMQ queues' Redis. Read and checked, and not used yet: this version has no queue intake.",
+    )
     redis_port: int = Field(6379, ge=1, le=65535, description="Port of that Redis.")
     redis_password: SecretStr | None = Field(None, description="Password of that Redis.")
     max_concurrent_jobs: int = Field(
