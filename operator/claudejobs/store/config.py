@@ -119,8 +119,10 @@ def _parse_postgres(url: str) -> Target:
         connect: dict[str, Any] = dict(conninfo_to_dict(plain))
     except psycopg.Error:
         connect = {"host": "@"}
-    # An unescaped @ in a password makes the rest of it part of the host, to be shown in every error.
-    if "@" in str(connect.get("host", "")) or parts.fragment:
+    # A special character left as it is makes the rest of the password part of the host, port or database
+    # name, to be shown in every error.
+    shifted = "@" in f"{connect.get('host', '')}{connect.get('dbname', '')}" or parts.fragment
+    if shifted or not re.fullmatch(r"[\d,]*", str(connect.get("port", ""))):
         raise StoreConfigError(
             "the PostgreSQL URL cannot be read: percent-encode special characters in user and password "
             f"(@ is %40, / is %2F, # is %23), and use the form {_ALLOWED}"
