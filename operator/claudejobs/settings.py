@@ -23,7 +23,7 @@ class Settings(BaseSettings):
 
     redis_host: str | None = Field(
         None,
-        description="Host of the BullMQ queues' Redis. Read and checked, and not used yet: this version has no queue intake.",
+        description="Host of the BullMQ queues' Redis. Checked, but not used yet: this version has no queue intake.",
     )
     redis_port: int = Field(6379, ge=1, le=65535, description="Port of that Redis.")
     redis_password: SecretStr | None = Field(None, description="Password of that Redis.")

@@ -1,0 +1,77 @@
+# The single entrance: `make help` lists the targets. Nothing needs to be set up first.
+
+PYTHON ?= python3
+VENV := .venv
+PY := PYTHONPATH=operator:. $(VENV)/bin/python
+READY := $(VENV)/.ready-$(shell sha256sum requirements/dev.txt | cut -c1-16)
+COMPILE := $(VENV)/bin/uv pip compile --python-version 3.11 --universal --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-unit cluster cluster-down images lint format crd docs lock bench
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@echo
+	@echo "  CLUSTER=local|kind|existing chooses the cluster (default: kind with Docker, else local)."
+
+demo: $(READY) ## Run a first job on a real cluster, everything set up on the way
+	@$(PY) -m localcluster.demo
+
+test: $(READY) ## Run the unit, integration and end-to-end tests
+	$(PY) -m pytest $(TESTS)
+
+test-unit: $(READY) ## Run the tests that need no cluster and no server
+	$(PY) -m pytest tests/unit
+
+cluster: $(READY) ## Make the cluster, or reuse it, and print its KUBECONFIG
+	@$(PY) -m localcluster up
+
+cluster-down: $(READY) ## Stop the cluster and remove all that it made
+	@$(PY) -m localcluster down
+
+images: $(READY) ## Build the images and load them into the cluster
+	@$(PY) -m localcluster images build-and-load
+
+lint: $(READY) ## Style, types, import contracts, and that generated files are up to date
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --no-incremental -p localcluster
+	PYTHONPATH=operator $(VENV)/bin/lint-imports
+	$(PY) -m claudejobs.cli.main crd | diff - crds/claudecodejobs.yaml
+	diff crds/claudecodejobs.yaml charts/claudejobs/files/crd.yaml
+	$(PY) docs/generate.py --check
+
+format: $(READY) ## Format the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+crd: $(READY) ## Write the CRD anew from the models
+	$(PY) -m claudejobs.cli.main crd > crds/claudecodejobs.yaml
+	cp crds/claudecodejobs.yaml charts/claudejobs/files/crd.yaml
+
+docs: $(READY) ## Write docs/reference.md anew from the models
+	$(PY) docs/generate.py
+
+lock: $(READY) ## Resolve the dependencies anew
+	$(VENV)/bin/pip install --quiet uv
+	$(COMPILE) --upgrade --all-extras --group dev -o requirements/dev.txt
+	$(COMPILE) --extra operator -c requirements/dev.txt -o requirements/operator.txt
+	$(COMPILE) --extra runner -c requirements/dev.txt -o requirements/runner.txt
+
+bench: $(READY) ## Run the benchmarks
+	for file in benchmarks/*.py; do $(PY) $$file || exit 1; done
+
+# The environment is made anew when the locked dependencies change; a half-made one has no mark and is removed.
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is `$(PYTHON) --version 2>&1`. Set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { [ "`id -u`" = 0 ] && command -v apt-get >/dev/null && echo "Installing python3-venv..." && \
+	    apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; } || \
+	  { echo "Python's venv module is missing; install it (Debian: apt-get install python3-venv)"; exit 1; }
+	@echo "Installing the Python packages of requirements/dev.txt..."
+	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $(READY)

@@ -1,0 +1,38 @@
+{{- define "claudejobs.fullname" -}}
+{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{- define "claudejobs.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "claudejobs.labels" -}}
+{{ include "claudejobs.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "claudejobs.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (include "claudejobs.fullname" .) }}
+{{- end }}
+
+{{- define "claudejobs.claim" -}}
+{{ .Values.database.persistence.existingClaim | default (printf "%s-state" (include "claudejobs.fullname" .)) }}
+{{- end }}
+
+{{- define "claudejobs.rules" -}}
+- apiGroups: [claudecode.dev]
+  resources: [claudecodejobs]
+  verbs: [get, list, watch, delete]
+- apiGroups: [claudecode.dev]
+  resources: [claudecodejobs/status]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
+{{- end }}
