@@ -104,9 +104,11 @@ def decide(seen: Seen, settings: Settings) -> Decision:
     if pod.deleting_since is not None:
         text = f"pod {pod.name} is being deleted by someone else"
         return Decision(status=report.with_message(status, "PodDeleting", text))
-    if not pod.running:
-        return _starting(seen, status, pod, settings)
-    return Decision(status=report.running(status, pod, seen.live, job, seen.now))
+    if pod.running:
+        return Decision(status=report.running(status, pod, seen.live, job, seen.now))
+    if pod.started or status.phase is Phase.RUNNING:
+        return Decision(status=status)  # the container has ended, or its node starts anew: the pod will tell
+    return _starting(seen, status, pod, settings)
 
 
 def _base(seen: Seen) -> JobStatus:
