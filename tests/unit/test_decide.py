@@ -161,3 +161,40 @@ def test_a_pod_that_ran_is_not_judged_by_the_start_timeout() -> None:
     """A kubelet that was restarted may know nothing of a container for a while."""
     job = job_view(None, RUNNING)
     assert decision(seen(job, parsed(pod_object(1, {"phase": "Running"}, age=7200)))).status == job.status
+
+
+@pytest.mark.parametrize(
+    ("status", "node", "category"),
+    [
+        (waiting("ImagePullBackOff", "no such image"), "node-a", "image"),
+        (waiting("CreateContainerConfigError", 'secret "claude-credentials" not found'), "node-a", "credentials"),
+        (waiting("ContainerCreating"), "node-a", "workspace"),
+        ({}, None, "unschedulable"),
+    ],
+)
+def test_a_pod_that_does_not_start_in_time_fails_the_job(status: Json, node: str | None, category: str) -> None:
+    pod = pending_pod(601, status, node)
+    job = job_view(None, STARTING)
+    made = decision(seen(job, pod))
+    assert made.status is not None
+    assert (made.status.phase, made.status.reason) == (Phase.FAILED, category)
+    # Why is written first: the operator may die before the pod is deleted, but not after it and before the reason.
+    assert made.delete_pods == ()
+    assert decision(seen(job_view(None, made.status), pod)).delete_pods == (PodDeletion("job-1", "pod-uid-1"),)
+
+
+def test_no_attempt_is_made_before_the_pod_that_was_given_up_is_gone() -> None:
+    pod = pending_pod(601, waiting("CreateContainerError", "context deadline exceeded"))
+    backoff = decision(seen(job_view(None, STARTING), pod)).status
+    assert backoff is not None
+    assert (backoff.phase, backoff.reason) == (Phase.BACKOFF, "runner_crash")
+    later = NOW + timedelta(seconds=60)
+    job = job_view(None, backoff)
+    assert decision(seen(job, pod, now=later)).create is None
+    assert decision(seen(job, pod, now=later)).delete_pods == (PodDeletion("job-1", "pod-uid-1"),)
+    going = pending_pod(601, deletionTimestamp=stamp(NOW))
+    made = decision(seen(job, going, now=later))
+    assert (made.create, made.delete_pods) == (None, ())
+    assert made.status is not None
+    assert made.status.reason == "PodDeleting"
+    assert decision(seen(job, now=later)).create == 2

@@ -8,7 +8,7 @@ are named by job and attempt, and a status is written only over the version that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from claudejobs.api.categories import Category
@@ -92,11 +92,11 @@ def decide(seen: Seen, settings: Settings) -> Decision:
     status = _base(seen)
     attempt = status.open_attempt
     if attempt is None:
-        return _between_attempts(seen, status, settings)
+        return replace(_between_attempts(seen, status, settings), delete_pods=_leftovers(seen))
     pod = next((p for p in seen.pods if p.attempt == attempt.attempt), None)
     if pod is None:
         decision = _ended(seen, status, lost(seen.live, attempt.pod_name), settings)
-        return _with(decision, confirm_gone=attempt.pod_name)
+        return replace(decision, confirm_gone=attempt.pod_name)
     if pod.terminated:
         return _terminated(seen, status, pod, settings)
     if job.spec.cancel or job.spec.suspend:
@@ -122,12 +122,17 @@ def _base(seen: Seen) -> JobStatus:
 
 def _after_the_end(seen: Seen) -> Decision:
     """A finished job: no pod of it may be left running, and it goes when its time to live is over."""
-    leftovers = tuple(PodDeletion(p.name, p.uid) for p in seen.pods if not p.terminated and p.deleting_since is None)
+    leftovers = _leftovers(seen)
     ttl, ended = seen.job.spec.ttl_seconds_after_finished, seen.job.status.completion_time
     if ttl is None or ended is None:
         return Decision(delete_pods=leftovers)
     left = (ended + timedelta(seconds=ttl) - seen.now).total_seconds()
-    return Decision(delete_pods=leftovers, delete_job=left <= 0, after=max(left, 0) if left > 0 else None)
+    return Decision(delete_pods=leftovers, delete_job=left <= 0, after=left if left > 0 else None)
+
+
+def _leftovers(seen: Seen) -> tuple[PodDeletion, ...]:
+    """The pods of closed attempts that may still run and were not asked to go."""
+    return tuple(PodDeletion(p.name, p.uid) for p in seen.pods if not p.terminated and p.deleting_since is None)
 
 
 def _between_attempts(seen: Seen, status: JobStatus, settings: Settings) -> Decision:
@@ -148,6 +153,10 @@ def _between_attempts(seen: Seen, status: JobStatus, settings: Settings) -> Deci
     if job.spec.claude.max_budget_usd is not None and spent >= job.spec.claude.max_budget_usd:
         ending = Ending(Category.BUDGET_EXCEEDED, f"the attempts so far cost {spent:.2f} USD, all of maxBudgetUSD")
         return Decision(status=report.finished(status, Phase.FAILED, ending, job, now))
+    alive = next((p for p in seen.pods if not p.terminated), None)
+    if alive:  # its attempt was given up; two attempts never meet
+        text = f"waits for pod {alive.name} of attempt {alive.attempt} to go"
+        return Decision(status=report.waiting(status, Phase.BACKOFF, "PodDeleting", text))
     if not seen.admitted:
         return Decision(status=report.waiting(status, Phase.QUEUED, "ConcurrencyLimit", seen.waiting_message))
     number = status.attempt + 1
@@ -170,8 +179,9 @@ def _starting(seen: Seen, status: JobStatus, pod: PodView, settings: Settings) -
     else:
         text = f"pod {pod.name} did not start within {settings.start_timeout} s; its events say why"
         ending = Ending(Category.UNSCHEDULABLE if pod.node is None else Category.WORKSPACE, text)
-    # None of these categories is retried, so the pod cannot meet a successor while it goes.
-    return _with(_ended(seen, status, ending, settings), delete_pods=(PodDeletion(pod.name, pod.uid),))
+    # Why it ended is written before the pod is deleted: should the operator die in between, a pod that is gone tells
+    # nothing. The next decision deletes it, and no successor is made before it is gone.
+    return replace(_ended(seen, status, ending, settings), after=0.0)
 
 
 def _stop(seen: Seen, status: JobStatus, pod: PodView) -> Decision:
@@ -216,14 +226,3 @@ def _ended(seen: Seen, status: JobStatus, ending: Ending, settings: Settings, po
         final = Ending(ending.category, verdict.message, ending.result, ending.exit_code)
         return Decision(status=report.finished(status, Phase.FAILED, final, job, now, pod))
     return Decision(status=report.backoff(status, ending, now + verdict, job), after=verdict.total_seconds())
-
-
-def _with(decision: Decision, confirm_gone: str | None = None, delete_pods: Sequence[PodDeletion] = ()) -> Decision:
-    return Decision(
-        status=decision.status,
-        create=decision.create,
-        delete_pods=(*decision.delete_pods, *delete_pods),
-        confirm_gone=confirm_gone,
-        delete_job=decision.delete_job,
-        after=decision.after,
-    )
