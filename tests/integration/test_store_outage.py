@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +16,8 @@ import pytest
 from sqlalchemy import event
 
 from claudejobs.store import Store, StoreSettings, StoreUnavailableError
+from claudejobs.store.config import parse_url
+from claudejobs.store.database import Database
 from tests.integration.postgres import PASSWORD, PostgresServer
 from tests.integration.test_store_support import NOW, SETTINGS, WAIT, Db, line, migrated, state, until
 
@@ -315,6 +318,23 @@ async def test_a_full_disk_under_the_sqlite_file(tmp_path: Any) -> None:
     await store.flush(WAIT)
     await store.stop()
     assert len(await db.rows()) == 500
+
+
+async def test_cancelled_callers_leave_no_lock_and_no_thread(tmp_path: Any) -> None:
+    db = await migrated(Db("sqlite", f"sqlite:///{tmp_path}/store.db"))
+    threads = threading.active_count()
+    database = Database(parse_url(db.url), SETTINGS)
+    rows = [state(number) for number in range(200)]
+    lines = [line(seq, seq % 20, "x" * 300) for seq in range(1, 3000)]
+    for delay in range(12):
+        writing = asyncio.create_task(database.write(rows, lines, set(), NOW))
+        await asyncio.sleep(delay / 200)
+        writing.cancel()
+        await asyncio.wait({writing})
+    await database.write([state(1, "completed")], [], set(), NOW)
+    await database.close()
+    await until(lambda: threading.active_count() == threads)
+    assert (await db.rows())["job-1-1"]["status"] == "completed"
 
 
 def test_default_settings_bound_a_hang_to_seconds() -> None:

@@ -12,7 +12,7 @@ from claudejobs.api.process_state import LogLine, ProcessState, ProcessStatus
 from claudejobs.store.breaker import Breaker
 from claudejobs.store.buffer import Buffer, line_bytes
 from claudejobs.store.config import StoreSettings
-from claudejobs.store.waiting import bounded
+from claudejobs.store.waiting import bounded, finished
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -182,3 +182,20 @@ async def test_a_bounded_wait_passes_results_errors_and_cancellation_on() -> Non
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert ended.is_set()
+
+
+async def test_what_must_finish_finishes_before_its_cancellation_is_passed_on() -> None:
+    steps: list[str] = []
+
+    async def work() -> str:
+        await asyncio.sleep(0.02)
+        steps.append("finished")
+        return "result"
+
+    assert await finished(work(), 5) == "result"
+    waiting = asyncio.create_task(finished(work(), 5))
+    await asyncio.sleep(0.001)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert steps == ["finished", "finished"]

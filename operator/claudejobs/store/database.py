@@ -16,7 +16,7 @@ from .errors import StoreError, StoreUnavailableError, classify, describe
 from .schema import upgrade_engine
 from .statements import Statement, statements_for
 from .tables import process_logs, process_states
-from .waiting import bounded
+from .waiting import within
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class Database:
                     self.statement_count += 1
                     await connection.exec_driver_sql(step.sql, step.parameters)
 
-        await self._translated(bounded(run(), self._limit))
+        await self._translated(within(self._limit, run(), self._target.dialect))
 
     def _steps(
         self, rows: Sequence[ProcessState], lines: Sequence[LogLine], fresh: set[str], now: datetime
@@ -166,7 +166,7 @@ class Database:
                 self.statement_count += 1
                 return await ask(connection)
 
-        return await self._translated(bounded(run(), self._limit))
+        return await self._translated(within(self._limit, run(), self._target.dialect))
 
     async def _translated(self, work: Awaitable[T]) -> T:
         try:

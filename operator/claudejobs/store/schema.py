@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from .config import READ_ONLY, StoreSettings, Target, build_engine, parse_url
 from .errors import SchemaConflictError, classify, describe
-from .waiting import bounded
+from .waiting import within
 
 VERSION_TABLE = "claudejobs_schema_version"
 """Where Alembic keeps the revision. A name of our own: the database may have another Alembic's table."""
@@ -51,11 +51,11 @@ async def upgrade_engine(engine: AsyncEngine, target: Target, settings: StoreSet
     """
     head = ScriptDirectory.from_config(_config()).get_current_head()
     limit = settings.connect_timeout + settings.statement_timeout
-    if await bounded(_revision(engine), limit) == head:
+    if await within(limit, _revision(engine), target.dialect) == head:
         return
     slow = build_engine(target, settings, statement_timeout=settings.migrate_timeout)
     try:
-        await bounded(_migrate(slow), settings.migrate_timeout)
+        await within(settings.migrate_timeout, _migrate(slow), target.dialect)
     finally:
         await slow.dispose()
 

@@ -1,4 +1,4 @@
-"""A bound on waiting that holds even when the awaited side ignores being cancelled."""
+"""Bounds on waiting that hold whatever the driver underneath does with a cancellation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _GRACE = 0.3
+
+
+async def within(timeout: float, work: Coroutine[Any, Any, T], dialect: str) -> T:
+    """Return what ``work``, which uses a connection of ``dialect``, returns.
+
+    Raises:
+        TimeoutError: PostgreSQL did not answer in ``timeout`` seconds. SQLite bounds itself (busy_timeout).
+    """
+    return await (finished(work, timeout) if dialect == "sqlite" else bounded(work, timeout))
 
 
 async def bounded(work: Coroutine[Any, Any, T], timeout: float) -> T:
@@ -30,11 +39,34 @@ async def bounded(work: Coroutine[Any, Any, T], timeout: float) -> T:
     return task.result()
 
 
+async def finished(work: Coroutine[Any, Any, T], grace: float) -> T:
+    """Return what ``work`` returns, however long it takes; when cancelled, let it end first.
+
+    aiosqlite runs statements in a thread, where nothing can cancel them. Cancelling the wait for one loses
+    the connection with its transaction open, and with it the file's write lock for the rest of the process.
+
+    Args:
+        work: what must not be cut off.
+        grace: after a cancellation, most seconds to wait for the end.
+    """
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=grace)
+        _mark_seen(task)
+        raise
+
+
 async def _cancel(task: asyncio.Task[Any]) -> None:
     for _ in range(3):
         if task.done():
             break
         task.cancel()
         await asyncio.wait({task}, timeout=_GRACE)
-    # Marks a late error as seen, so that nothing is printed when the task is collected.
+    _mark_seen(task)
+
+
+def _mark_seen(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from reporting an error that nobody waits for any more."""
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
