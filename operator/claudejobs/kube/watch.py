@@ -67,6 +67,8 @@ class Watch:
 
     def _run(self, registry: kopf.OperatorRegistry, loop: asyncio.AbstractEventLoop) -> None:
         where: dict[str, Any] = {"namespaces": self._namespaces} if self._namespaces else {"clusterwide": True}
+        # Kopf would make itself an identity from the user's name, which a container's user need not have.
+        where["identity"] = "claudejobs"
         try:
             asyncio.run(
                 kopf.operator(registry=registry, settings=_settings(), standalone=True, stop_flag=self._stop, **where)
