@@ -333,7 +333,7 @@ async def test_cancelled_callers_leave_no_lock_and_no_thread(tmp_path: Any) -> N
         await asyncio.wait({writing})
     await database.write([state(1, "completed")], [], set(), NOW)
     await database.close()
-    await until(lambda: threading.active_count() == threads)
+    await until(lambda: threading.active_count() <= threads)
     assert (await db.rows())["job-1-1"]["status"] == "completed"
 
 

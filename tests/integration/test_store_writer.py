@@ -227,7 +227,7 @@ async def test_a_flush_does_not_wait_for_what_comes_later(db: Db) -> None:
                 number += 1
                 store.put(state(number % 300, progress=number % 101))
                 store.append_logs([line(number)])
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.0005)
 
         loading = asyncio.create_task(load())
         await until(lambda: store.health.written_rows > 100)
