@@ -240,7 +240,8 @@ def _describe(event: Event | None) -> str:
 
 def show(kubectl: Kubectl, phase: str, image: str) -> int:
     """Print what came of the job; the exit code."""
-    status = json.loads(kubectl("-n", JOBS, "get", "ccj", NAME, "-o", "json"))["status"]
+    job = json.loads(kubectl("-n", JOBS, "get", "ccj", NAME, "-o", "json"))
+    status = job["status"]
     print(f"\n$ kubectl get claudecodejobs -n {JOBS}")
     print(kubectl("-n", JOBS, "get", "claudecodejobs"))
     if phase != "Completed":
@@ -250,7 +251,7 @@ def show(kubectl: Kubectl, phase: str, image: str) -> int:
     print(f"The agent's answer:\n  {status['result']['text']}\n")
     print(f"hello.txt in its workspace:\n  {read_file(kubectl, image).strip()}\n")
     print("Its ProcessState row:")
-    rows = ("exec", "deployment/claudejobs", "--", "claudejobs", "rows", "--namespace", JOBS, "--name", NAME)
+    rows = ("exec", "deployment/claudejobs", "--", "claudejobs", "rows", "--uid", job["metadata"]["uid"])
     # The row follows the resource by some milliseconds.
     deadline = time.monotonic() + 10
     table = kubectl("-n", SYSTEM, *rows)

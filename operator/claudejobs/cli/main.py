@@ -71,13 +71,14 @@ def migrate() -> None:
 @main.command()
 @click.option("--namespace", help="Rows of this namespace's jobs only.")
 @click.option("--name", help="Rows of jobs of this name only.")
+@click.option("--uid", help="Rows of the job with this metadata.uid only; names come again.")
 @click.option("--task", help="Rows of this task only.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000), help="Newest rows shown.")
 @click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def rows(namespace: str | None, name: str | None, task: str | None, limit: int, output: str) -> None:
+def rows(namespace: str | None, name: str | None, uid: str | None, task: str | None, limit: int, output: str) -> None:
     """Show ProcessState rows, the newest first."""
     url = _load_settings().database_url.get_secret_value()
-    wanted = {"job_namespace": namespace, "job_name": name, "task_id": task}
+    wanted = {"job_namespace": namespace, "job_name": name, "job_uid": uid, "task_id": task}
 
     async def read() -> list[dict[str, Any]]:
         store = Store(url)
