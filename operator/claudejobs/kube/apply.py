@@ -189,5 +189,7 @@ class Applier:
 
 
 def _only_progress_differs(old: JobStatus, new: JobStatus) -> bool:
+    """Whether all that changed is how far the agent is, or how far back in the line the job is."""
     volatile = {"progress": 0, "message": ""}
-    return old.phase is Phase.RUNNING and old.model_copy(update=volatile) == new.model_copy(update=volatile)
+    steady = old.phase in (Phase.RUNNING, Phase.QUEUED)
+    return steady and old.model_copy(update=volatile) == new.model_copy(update=volatile)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from claudejobs.api.process_state import process_id
-from claudejobs.reconcile.admission import Admission
+from claudejobs.reconcile.admission import Admission, Claim, Limits
 from claudejobs.reconcile.decide import Seen, decide
 from claudejobs.reconcile.rows import closed_row, row_of, rows_of
 from claudejobs.reconcile.views import JobView, Key, LiveReport
@@ -35,7 +35,9 @@ class Controller:
         self._queue: WorkQueue[Key] = WorkQueue()
         self._cache = Cache()
         self._applier = Applier(client, self._cache, settings)
-        self._admission = Admission(settings.max_concurrent_jobs)
+        self._admission = Admission(
+            Limits(settings.max_concurrent_jobs, settings.max_jobs_per_namespace, settings.max_jobs_per_user)
+        )
         self._logs = LogFollowers(client, store, self._queue.add)
         self._workers: list[asyncio.Task[None]] = []
         self._resync_task: asyncio.Task[None] | None = None
@@ -183,12 +185,12 @@ class Controller:
             pods=pods,
             live=live,
             admitted=self._admission.admits(key),
-            waiting_message=self._admission.waiting_message(),
+            waiting_message=self._admission.waiting_message(key),
             now=datetime.now(UTC),
         )
         decision = decide(seen, self._settings)
         if decision.create is not None:
-            self._admission.hold(key)  # before the first await, so that no other worker takes the slot
+            self._admission.hold(_claim(job))  # before the first await, so that no other worker takes the slot
         try:
             after = await self._applier.apply(job, decision)
         finally:
@@ -212,13 +214,13 @@ class Controller:
         live_pod = any(not pod.terminated for pod in self._cache.pods_of(job))
         resting = job.spec.suspend or job.spec.cancel or job.deleting or job.invalid is not None
         if live_pod or (status.open_attempt and not status.phase.terminal):
-            self._admission.hold(key)
+            self._admission.hold(_claim(job))
             return
         backing_off = status.next_attempt_time is not None and status.next_attempt_time > datetime.now(UTC)
         if status.phase.terminal or resting or backing_off:
             freed = self._admission.release(key)
         else:
-            freed = self._admission.wait(key, job.spec.priority, job.created)
+            freed = self._admission.wait(_claim(job))
         if freed:
             self._wake_waiting()
 
@@ -248,3 +250,7 @@ class Controller:
         self._queue.forget(key)
         if self._admission.release(key):
             self._wake_waiting()
+
+
+def _claim(job: JobView) -> Claim:
+    return Claim(job.key, job.spec.user_id, job.spec.priority, job.created)

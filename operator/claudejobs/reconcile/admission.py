@@ -1,47 +1,86 @@
-"""How many jobs run at a time, and who is next: higher priority first, then the older job."""
+"""How many jobs run at a time, and who is next.
+
+Higher priority goes first. Among jobs of one priority, the user with the fewest running jobs goes first, so that a
+user who queues a thousand does not keep the others waiting; then the older job. A job whose namespace or user is
+at its limit is passed over.
+"""
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 
 from .views import Key
 
+NAMED_POSITIONS = 100
+"""How far back a waiting job is told its position. Those behind would be told by thousands of writes."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most jobs that have a pod at a time: in all, in one namespace, of one user (``None``: no such limit)."""
+
+    total: int
+    per_namespace: int | None = None
+    per_user: int | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the order of waiting jobs depends on. ``user`` is None for jobs that name none; they share one turn."""
+
+    key: Key
+    user: str | None
+    priority: int
+    created: datetime
+
+
 _Rank = tuple[int, datetime, Key]
+_Group = tuple[str, str | None]  # namespace, user: jobs of a group only differ in priority and age
 
 
 class Admission:
     """Keeps count of the jobs that hold a slot and of those that wait for one.
 
-    It is a view of what the jobs' phases say, rebuilt by ``update`` calls after a restart, and never the source
-    of truth. A slot is held from the decision to make the pod until the attempt has ended.
+    It is a view of what the jobs' phases say, rebuilt by ``hold`` and ``wait`` calls after a restart, and never the
+    source of truth. A slot is held from the decision to make the pod until the attempt has ended.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._holders: set[Key] = set()
-        self._waiting: list[_Rank] = []
-        self._ranks: dict[Key, _Rank] = {}
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._holders: dict[Key, Claim] = {}
+        self._namespaces: Counter[str] = Counter()
+        self._users: Counter[str | None] = Counter()
+        self._waiting: dict[_Group, list[_Rank]] = {}
+        self._claims: dict[Key, Claim] = {}
+        self._order: list[Key] | None = None
 
-    def hold(self, key: Key) -> None:
-        """The job has a pod: it holds a slot, even above the limit (it may have been lowered)."""
-        self._forget_waiting(key)
-        self._holders.add(key)
+    def hold(self, claim: Claim) -> None:
+        """The job has a pod: it holds a slot, even above a limit (it may have been lowered)."""
+        if claim.key in self._holders:
+            return
+        self._stop_waiting(claim.key)
+        self._holders[claim.key] = claim
+        self._namespaces[claim.key[0]] += 1
+        self._users[claim.user] += 1
+        self._order = None
 
-    def wait(self, key: Key, priority: int, created: datetime) -> bool:
+    def wait(self, claim: Claim) -> bool:
         """The job wants a slot. A job that held one gives it back and waits like any other.
 
         Returns:
             Whether a slot became free.
         """
-        freed = key in self._holders
-        self._holders.discard(key)
-        rank = (-priority, created, key)
-        if self._ranks.get(key) != rank:
-            self._forget_waiting(key)
-            insort(self._waiting, rank)
-            self._ranks[key] = rank
+        freed = self._give_back(claim.key)
+        if self._claims.get(claim.key) != claim:
+            self._stop_waiting(claim.key)
+            insort(self._waiting.setdefault((claim.key[0], claim.user), []), _rank(claim))
+            self._claims[claim.key] = claim
+            self._order = None
         return freed
 
     def release(self, key: Key) -> bool:
@@ -50,28 +89,92 @@ class Admission:
         Returns:
             Whether someone else may go now: a slot became free, or the job stood in the way of another.
         """
-        freed = key in self._holders or key in self._ranks
-        self._holders.discard(key)
-        self._forget_waiting(key)
-        return freed
+        freed = self._give_back(key)
+        return self._stop_waiting(key) or freed
 
     def admits(self, key: Key) -> bool:
         """Whether the job may have a pod now."""
-        if key in self._holders:
-            return True
-        rank = self._ranks.get(key)
-        return rank is not None and bisect_left(self._waiting, rank) < self._limit - len(self._holders)
+        return key in self._holders or key in self.next_up()
 
-    def next_up(self) -> Iterable[Key]:
+    def next_up(self) -> list[Key]:
         """The waiting jobs for which there is a slot, the first first."""
-        free = max(0, self._limit - len(self._holders))
-        return [rank[2] for rank in self._waiting[:free]]
+        free = self._limits.total - len(self._holders)
+        return self._line()[: max(0, free)]
 
-    def waiting_message(self) -> str:
-        """Why a job waits, for people; the same for all, so that no status is written when others move."""
-        return f"waits for a free slot: {self._limit} jobs may run at a time (MAX_CONCURRENT_JOBS)"
+    def waiting_message(self, key: Key) -> str:
+        """Why a job waits, for people."""
+        claim = self._claims.get(key)
+        limits = self._limits
+        if claim and self._full(limits.per_namespace, self._namespaces[key[0]]):
+            return f"waits: {limits.per_namespace} jobs of one namespace may run at a time (MAX_JOBS_PER_NAMESPACE)"
+        if claim and claim.user and self._full(limits.per_user, self._users[claim.user]):
+            return f"waits: {limits.per_user} jobs of one user may run at a time (MAX_JOBS_PER_USER)"
+        line = self._line()[:NAMED_POSITIONS]
+        place = f"position {line.index(key) + 1}" if key in line else f"more than {len(line)} are before it"
+        return f"waits: {limits.total} jobs may run at a time (MAX_CONCURRENT_JOBS); {place}"
 
-    def _forget_waiting(self, key: Key) -> None:
-        rank = self._ranks.pop(key, None)
-        if rank is not None:
-            del self._waiting[bisect_left(self._waiting, rank)]
+    def _line(self) -> list[Key]:
+        """The first waiting jobs in the order in which they will go, as far as anybody asks."""
+        if self._order is None:
+            wanted = max(NAMED_POSITIONS, self._limits.total - len(self._holders))
+            self._order = [key for _, key in zip(range(wanted), self._in_order(), strict=False)]
+        return self._order
+
+    def _in_order(self) -> Iterator[Key]:
+        """Play the admissions through: each one counts for its user and namespace before the next is chosen."""
+        namespaces, users = self._namespaces.copy(), self._users.copy()
+        heap = [
+            (ranks[0][0], users[group[1]], ranks[0][1:], 0, _sortable(group)) for group, ranks in self._waiting.items()
+        ]
+        heapq.heapify(heap)
+        while heap:
+            priority, running, rest, index, named = heapq.heappop(heap)
+            group = (named[0], named[2] if named[1] else None)
+            if running != users[group[1]]:
+                heapq.heappush(heap, (priority, users[group[1]], rest, index, named))
+                continue
+            if self._full(self._limits.per_namespace, namespaces[group[0]]):
+                continue
+            if group[1] and self._full(self._limits.per_user, users[group[1]]):
+                continue
+            yield rest[1]
+            namespaces[group[0]] += 1
+            users[group[1]] += 1
+            ranks = self._waiting[group]
+            if index + 1 < len(ranks):
+                following = ranks[index + 1]
+                heapq.heappush(heap, (following[0], users[group[1]], following[1:], index + 1, named))
+
+    @staticmethod
+    def _full(limit: int | None, count: int) -> bool:
+        return limit is not None and count >= limit
+
+    def _give_back(self, key: Key) -> bool:
+        claim = self._holders.pop(key, None)
+        if claim is None:
+            return False
+        self._namespaces[key[0]] -= 1
+        self._users[claim.user] -= 1
+        self._order = None
+        return True
+
+    def _stop_waiting(self, key: Key) -> bool:
+        claim = self._claims.pop(key, None)
+        if claim is None:
+            return False
+        group = (key[0], claim.user)
+        ranks = self._waiting[group]
+        del ranks[bisect_left(ranks, _rank(claim))]
+        if not ranks:
+            del self._waiting[group]
+        self._order = None
+        return True
+
+
+def _rank(claim: Claim) -> _Rank:
+    return (-claim.priority, claim.created, claim.key)
+
+
+def _sortable(group: _Group) -> tuple[str, bool, str]:
+    """None and text cannot be compared."""
+    return (group[0], group[1] is not None, group[1] or "")

@@ -158,7 +158,8 @@ def _between_attempts(seen: Seen, status: JobStatus, settings: Settings) -> Deci
         text = f"waits for pod {alive.name} of attempt {alive.attempt} to go"
         return Decision(status=report.waiting(status, Phase.BACKOFF, "PodDeleting", text))
     if not seen.admitted:
-        return Decision(status=report.waiting(status, Phase.QUEUED, "ConcurrencyLimit", seen.waiting_message))
+        queued = report.waiting(status, Phase.QUEUED, "ConcurrencyLimit", seen.waiting_message)
+        return Decision(status=queued, after=float(settings.progress_interval))  # its position changes meanwhile
     number = status.attempt + 1
     status = report.fields_ignored(status, ignored_fields(job.spec, settings), job, now)
     status = report.attempt_started(status, number, job, now)
