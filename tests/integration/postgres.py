@@ -56,7 +56,8 @@ class PostgresServer:
         self._folder, self._data = folder, folder / "data"
         self._user = self._unprivileged_user()
         self._process: subprocess.Popen[bytes] | None = None
-        self._databases = 0
+        self._databases = self._schemas = 0
+        self._shared = ""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -195,6 +196,19 @@ class PostgresServer:
         with self.admin() as admin:
             admin.execute(f"CREATE DATABASE {name} OWNER app")
         return name
+
+    def create_schema(self) -> str:
+        """Create an empty schema and return the URL of a database where it is the only one searched.
+
+        Much cheaper than a database of one's own, which is a thousand files.
+        """
+        if self._schemas == 0:
+            self._shared = self.create_database()
+        self._schemas += 1
+        name = f"schema_{self._schemas}"
+        with self.admin(self._shared) as admin:
+            admin.execute(f"CREATE SCHEMA {name} AUTHORIZATION app")
+        return f"{self.url(self._shared)}?schema={name}"
 
     def url(self, database: str, user: str = "app", password: str = PASSWORD) -> str:
         """Return the URL of a database."""

@@ -69,17 +69,17 @@ class Db:
 
 @pytest.fixture
 def postgres_db(postgres_server: PostgresServer) -> Db:
-    """Return an empty PostgreSQL database."""
+    """Return a PostgreSQL database of the test's own."""
     return Db("postgresql", postgres_server.url(postgres_server.create_database()))
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
 def db(request: pytest.FixtureRequest, tmp_path: Path) -> Db:
-    """Return an empty database of each kind."""
+    """Return an empty schema of a PostgreSQL database, and an empty SQLite file."""
     if request.param == "sqlite":
         return Db("sqlite", f"sqlite:///{tmp_path}/store.db")
-    database: Db = request.getfixturevalue("postgres_db")
-    return database
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return Db("postgresql", server.create_schema())
 
 
 @pytest.fixture
