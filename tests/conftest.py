@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import localcluster
+from claudejobs.kube.client import USER_AGENT
 from localcluster import Cluster
 from tests.support.kube import Namespace, unique, wait_for
 from tests.support.operator import REPOSITORY
@@ -86,15 +87,19 @@ def _port(out: Path) -> str | None:
     return next((d for d in digits if d.isdigit()), None)
 
 
-def audit_writes(cluster: Cluster, name: str) -> list[tuple[str, str, int]]:
-    """The operator's API writes for a job and its pods, from the API server's audit log: verb, resource, status."""
+def audit_writes(cluster: Cluster, name: str, namespace: str | None = None) -> list[tuple[str, str, int]]:
+    """The operators' API writes for a job and its pods, from the API server's audit log: verb, resource, status.
+
+    The log goes back to former runs of the tests: give the ``namespace`` unless the job's name is unique.
+    """
     assert cluster.audit_log is not None
     writes = []
     for line in cluster.audit_log.read_text().splitlines():
         event = json.loads(line)
         reference = event.get("objectRef", {})
         about = reference.get("name") == name or str(reference.get("name", "")).startswith(f"{name}-")
-        if event.get("userAgent") == "claudejobs-operator" and about and event["stage"] == "ResponseComplete":
+        about = about and namespace in (None, reference.get("namespace"))
+        if event.get("userAgent", "").startswith(f"{USER_AGENT}/") and about and event["stage"] == "ResponseComplete":
             resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
             writes.append((event["verb"], resource, event["responseStatus"]["code"]))
     return writes

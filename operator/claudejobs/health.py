@@ -13,14 +13,19 @@ from claudejobs.store import Store
 
 if TYPE_CHECKING:
     from claudejobs.kube.controller import Controller
+    from claudejobs.kube.lease import Election
     from claudejobs.kube.watch import Watch
 
 
 class HealthServer:
-    """Serves the probes. A database that is away degrades the operator, and does not make it unready: jobs go on."""
+    """Serves the probes. A database that is away degrades the operator, and does not make it unready: jobs go on. A
+    standby is ready when it could take over, so that rollouts and disruption budgets count it."""
 
-    def __init__(self, settings: Settings, controller: Controller, store: Store, watch: Watch) -> None:
+    def __init__(
+        self, settings: Settings, controller: Controller, store: Store, watch: Watch, election: Election | None
+    ) -> None:
         self._settings = settings
+        self._election = election
         self._controller = controller
         self._store = store
         self._watch = watch
@@ -54,6 +59,12 @@ class HealthServer:
     async def _readyz(self, _: web.Request) -> web.Response:
         health = asdict(self._store.health)
         health["since"] = health["since"].isoformat()
-        ready = self._controller.last_resync is not None
-        state = "starting" if not ready else ("ok" if health["state"] == "ok" else "degraded")
+        standby = self._election is not None and not self._election.acquired.is_set()
+        if standby:
+            # Not the database: a standby reads and writes nothing there yet.
+            ready = self._election is not None and self._election.standing_by
+            state = "standby" if ready else "starting"
+        else:
+            ready = self._controller.last_resync is not None
+            state = "starting" if not ready else ("ok" if health["state"] == "ok" else "degraded")
         return web.json_response({"state": state, "database": health}, status=200 if ready else 503)

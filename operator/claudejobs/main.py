@@ -10,7 +10,7 @@ import asyncio
 import logging
 import signal
 import sys
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -18,6 +18,7 @@ from claudejobs import __version__
 from claudejobs.health import HealthServer
 from claudejobs.kube.client import ApiError, KubeClient
 from claudejobs.kube.controller import Controller
+from claudejobs.kube.lease import Election, new_identity
 from claudejobs.kube.watch import Watch
 from claudejobs.settings import Settings
 from claudejobs.store import Store
@@ -43,56 +44,87 @@ def configure_logging(level: str) -> None:
 
 
 async def run_operator(settings: Settings, stop: asyncio.Event) -> int:
-    """Run until ``stop`` is set or the watch fails; the process's exit code.
+    """Run until ``stop`` is set, the watch fails or the leadership is lost; the process's exit code.
 
     Raises:
         StoreConfigError: DATABASE_URL can never work.
         ApiError: there is no usable cluster configuration.
     """
     store = Store(settings.database_url.get_secret_value())
-    async with KubeClient.connect() as client:
+    identity = new_identity()
+    async with AsyncExitStack() as connections:
+        election = None
+        if settings.leader_election:
+            # A client of its own, which no fence stops and whose connections nothing else uses.
+            election = Election(await connections.enter_async_context(KubeClient.connect(identity)), identity, settings)
+        fence = election.fence if election else None
+        client = await connections.enter_async_context(KubeClient.connect(identity, fence))
         controller = Controller(client, store, settings)
         watch = Watch(settings, controller.on_job, controller.on_pod)
-        health = HealthServer(settings, controller, store, watch)
+        health = HealthServer(settings, controller, store, watch, election)
         await health.start()
         await store.start()
+        if election:
+            election.start()
+        acting = asyncio.create_task(_act(settings, controller, watch, election), name="acting")
+        lost = election.lost if election else asyncio.Event()
         try:
-            if not await _start_controller(controller, stop):
-                return 0
-            watch.start()
-            logger.info("started", extra={"version": __version__, "runner_image": settings.runner_image})
-            failed = await _first_of(stop, watch.failed)
+            await _first_of(stop, lost, acting)
+            failed = not stop.is_set()
+            if failed and acting.done():
+                acting.result()  # raises what it failed of
         finally:
-            await watch.stop()
-            await controller.stop()
-            await store.stop()
+            await _stop_acting(acting, controller, 0.0 if lost.is_set() else 10.0)
+            if election:
+                if lost.is_set():
+                    logger.error("the leadership is lost: %s; this process ends", election.reason)
+                # Before what only reads or mirrors is stopped, so that the successor need not wait for that. Rows
+                # that are written after this are harmless: the database lets no state go back.
+                await election.stop()
+            await watch.stop(1.0 if lost.is_set() else 5.0)
+            await store.stop(0.5 if lost.is_set() else 5.0)
             await health.stop()
     logger.info("stopped")
     return 1 if failed else 0
 
 
-async def _start_controller(controller: Controller, stop: asyncio.Event) -> bool:
-    """Start as soon as the API server answers; whether that came before the stop."""
+async def _act(settings: Settings, controller: Controller, watch: Watch, election: Election | None) -> None:
+    """Once this process leads, start what watches and acts; returns when the watch has failed."""
+    if election:
+        await election.acquired.wait()
+    await _start_controller(controller)
+    watch.start()
+    logger.info("started", extra={"version": __version__, "runner_image": settings.runner_image})
+    await watch.failed.wait()
+
+
+async def _start_controller(controller: Controller) -> None:
+    """Start as soon as the API server answers."""
     delay = 0.5
-    while not stop.is_set():
+    while True:
         try:
             await controller.start()
         except ApiError as error:
             logger.warning("the first listing failed: %s; again in %.1f s", error, delay)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), delay)
+            await asyncio.sleep(delay)
             delay = min(delay * 2, 15.0)
         else:
-            return True
-    return False
+            return
 
 
-async def _first_of(stop: asyncio.Event, failed: asyncio.Event) -> bool:
-    waits = [asyncio.create_task(event.wait()) for event in (stop, failed)]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+async def _stop_acting(acting: asyncio.Task[None], controller: Controller, timeout: float) -> None:
+    """Cancel the start or the watch over it, then let reconciliations that run end within ``timeout`` seconds."""
+    acting.cancel()
+    with suppress(Exception, asyncio.CancelledError):
+        await acting
+    await controller.stop(timeout)
+
+
+async def _first_of(stop: asyncio.Event, lost: asyncio.Event, acting: asyncio.Task[None]) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in (stop, lost)]
+    await asyncio.wait([*waits, acting], return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
-    return failed.is_set() and not stop.is_set()
 
 
 def main(settings: Settings) -> int:

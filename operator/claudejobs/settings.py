@@ -6,10 +6,21 @@ stay as it is.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where a pod that has a service account's token finds its namespace."""
+
+
+def _own_namespace() -> str | None:
+    try:
+        return OWN_NAMESPACE.read_text().strip() or None
+    except OSError:
+        return None
 
 
 class SettingsError(Exception):
@@ -29,6 +40,10 @@ class Settings(BaseSettings):
     redis_password: SecretStr | None = Field(None, description="Password of that Redis.")
     max_concurrent_jobs: int = Field(
         100, ge=1, le=100000, description="Most jobs that have a pod at a time; the others wait in phase Queued."
+    )
+    max_jobs_per_namespace: int | None = Field(None, ge=1, description="The same for one namespace; empty: no limit.")
+    max_jobs_per_user: int | None = Field(
+        None, ge=1, description="The same for one spec.userId; jobs that name no user are not limited by it."
     )
     job_timeout: int = Field(
         3600, ge=1, le=604800, description="Seconds that an attempt may take when the job does not say."
@@ -81,6 +96,41 @@ class Settings(BaseSettings):
         30, ge=1, le=3600, description="Least seconds between two status writes that only show progress."
     )
     workers: int = Field(16, ge=1, le=256, description="Jobs reconciled at the same time.")
+    leader_election: bool = Field(
+        False,
+        description="Whether replicas elect the one that acts. Without it there must be one process; two do no harm, "
+        "but do each other's work again.",
+    )
+    lease_namespace: str | None = Field(
+        default_factory=_own_namespace,
+        description="Namespace of the election's Lease; empty means that of the operator's pod.",
+    )
+    lease_name: str = Field(
+        "claudejobs-operator",
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        max_length=253,
+        description="Its name; operators with the same Lease are replicas of one.",
+    )
+    lease_duration: int = Field(
+        15,
+        ge=3,
+        le=300,
+        description="Seconds after which a replica takes over from a leader of which nothing is heard.",
+    )
+    lease_renew_deadline: int = Field(
+        10,
+        ge=2,
+        le=299,
+        description="Seconds after which a leader that cannot renew the Lease stops acting. It must be less than "
+        "LEASE_DURATION: writes that are under way have the difference to end.",
+    )
+    lease_retry: int = Field(
+        2,
+        ge=1,
+        le=149,
+        description="Seconds between two renewals, and between two looks of a replica that stands by; at most half of "
+        "LEASE_RENEW_DEADLINE, so that one lost renewal loses nothing.",
+    )
     health_port: int = Field(8080, ge=0, le=65535, description="Port of /healthz and /readyz; 0 chooses one.")
 
     @field_validator("watch_namespaces", "allowed_metadata_domains", mode="before")
@@ -97,6 +147,25 @@ class Settings(BaseSettings):
     def _known_database(self) -> Self:
         if not self.database_url.get_secret_value().startswith(("postgres://", "postgresql://", "sqlite:///")):
             raise ValueError("DATABASE_URL: must start with postgresql:// or sqlite:///")
+        return self
+
+    @model_validator(mode="after")
+    def _possible_election(self) -> Self:
+        if self.lease_renew_deadline >= self.lease_duration:
+            raise ValueError(
+                f"LEASE_RENEW_DEADLINE: {self.lease_renew_deadline} is not less than LEASE_DURATION, "
+                f"{self.lease_duration}: two leaders could act at once"
+            )
+        if self.lease_retry * 2 > self.lease_renew_deadline:
+            raise ValueError(
+                f"LEASE_RETRY: {self.lease_retry} is more than half of LEASE_RENEW_DEADLINE, "
+                f"{self.lease_renew_deadline}: one lost renewal would end the term"
+            )
+        if self.leader_election and not self.lease_namespace:
+            raise ValueError(
+                "LEASE_NAMESPACE: must be set, because LEADER_ELECTION is true and this is not a pod, whose own "
+                "namespace would be taken"
+            )
         return self
 
     @classmethod

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
@@ -27,6 +30,7 @@ PAGE = 500
 POD_SELECTOR = f"{MANAGED_BY_LABEL}={MANAGER}"
 
 USER_AGENT = "claudejobs-operator"
+"""What the operator calls itself; a slash and the process's identity follow."""
 
 
 class ApiError(Exception):
@@ -60,26 +64,86 @@ def pods_path(namespace: str | None, name: str | None = None, subresource: str =
     return f"/api/v1{scope}/pods{tail}"
 
 
+def leases_path(namespace: str) -> str:
+    """Path of the leases of a namespace."""
+    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Keeps a process that leads no more, or may not, from writing.
+
+    Attributes:
+        left: how many seconds a write which is sent now may take; not positive when none may be sent.
+        grace: seconds that what was sent may still be under way after that.
+    """
+
+    left: Callable[[], float]
+    grace: float
+
+    def check(self) -> float:
+        """Seconds left, more than 0.
+
+        Raises:
+            ApiError: (NotLeading) nothing may be written.
+        """
+        left = self.left()
+        if left <= 0:
+            raise ApiError(0, "NotLeading", "this process does not lead, or has not renewed the lease in time")
+        return left
+
+    def socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        """A socket of which the kernel drops what it cannot deliver within the grace. Otherwise it would go on sending
+        a write after the process gave the write up, and deliver it when the network is back."""
+        made = socket.socket(*address[:3])
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.grace * 1000))
+        return made
+
+
+class _FencedBody(aiohttp.BytesPayload):
+    """A request's body that is not sent, and the request with it, if the fence shuts while the connection is made
+    or the process is stopped: nothing lies between this check and the socket."""
+
+    def __init__(self, data: bytes, fence: Fence) -> None:
+        super().__init__(data)
+        self._fence = fence
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        self._fence.check()
+        await super().write_with_length(writer, content_length)
+
+
 class KubeClient:
     """Plain-JSON requests to one API server. Made by ``connect``; not safe across event loops."""
 
-    def __init__(self, configuration: Configuration, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, configuration: Configuration, session: aiohttp.ClientSession, fence: Fence | None = None
+    ) -> None:
         self._configuration = configuration
         self._session = session
+        self._fence = fence
         self._base = configuration.host.rstrip("/")
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls) -> AsyncIterator[KubeClient]:
+    async def connect(cls, identity: str, fence: Fence | None = None) -> AsyncIterator[KubeClient]:
         """Connect as the pod's service account, or else as the kubeconfig says.
+
+        Args:
+            identity: tells this process from others in the API server's audit log.
+            fence: is asked before each write; without one, all are sent.
 
         Raises:
             ApiError: there is neither.
         """
         configuration = await _load_configuration()
-        connector = aiohttp.TCPConnector(ssl=_ssl_context(configuration), limit=0)
-        async with aiohttp.ClientSession(connector=connector, headers={"User-Agent": USER_AGENT}) as session:
-            yield cls(configuration, session)
+        connector = aiohttp.TCPConnector(
+            ssl=_ssl_context(configuration), limit=0, socket_factory=fence.socket if fence else None
+        )
+        headers = {"User-Agent": f"{USER_AGENT}/{identity}"}
+        async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+            yield cls(configuration, session, fence)
 
     async def request(
         self,
@@ -93,11 +157,19 @@ class KubeClient:
         """One request; the answer's JSON.
 
         Raises:
-            ApiError: any answer but 2xx, no answer in time (``timeout`` in seconds), no connection.
+            ApiError: any answer but 2xx, no answer in time (``timeout`` in seconds), no connection; a write that the
+                fence stops.
         """
         headers = {"Content-Type": content_type, "Accept": "application/json"} | await self._authorization()
-        data = None if body is None else json.dumps(body).encode()
-        limit = aiohttp.ClientTimeout(total=timeout)
+        raw = None if body is None else json.dumps(body).encode()
+        data: bytes | _FencedBody | None = raw
+        if self._fence and method != "GET":
+            timeout = min(timeout, self._fence.check())
+            # The server, too, gives up by then: it may have the request and be slow to carry it out.
+            params = {**(params or {}), "timeout": f"{max(timeout, 0.001):.3f}s"}
+            data = _FencedBody(raw or b"", self._fence)
+        # Without the infinity, aiohttp rounds a timeout of more than 5 s up to a whole second.
+        limit = aiohttp.ClientTimeout(total=timeout, ceil_threshold=float("inf"))
         try:
             async with self._session.request(
                 method, self._base + path, data=data, params=params, headers=headers, timeout=limit
@@ -109,10 +181,12 @@ class KubeClient:
         except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError) as error:
             raise ApiError(0, type(error).__name__, str(error) or "no answer") from error
 
-    async def get(self, path: str, params: dict[str, str] | None = None) -> dict[str, Any] | None:
+    async def get(
+        self, path: str, params: dict[str, str] | None = None, timeout: float = 30.0
+    ) -> dict[str, Any] | None:
         """One object, ``None`` when it does not exist."""
         try:
-            result: dict[str, Any] = await self.request("GET", path, params=params)
+            result: dict[str, Any] = await self.request("GET", path, params=params, timeout=timeout)
         except ApiError as error:
             if error.status == 404:
                 return None
