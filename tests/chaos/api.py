@@ -1,0 +1,143 @@
+"""Direct, unfaulted access to the API server, and a live view of one namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client import Configuration
+
+from claudejobs.kube.client import KubeClient, jobs_path, pods_path
+from localcluster import Cluster
+
+JOBS = "jobs"
+PODS = "pods"
+
+
+class Api(KubeClient):
+    """The operator's own client, with the administrator's certificate, and with watches."""
+
+    def __init__(self, configuration: Configuration, session: aiohttp.ClientSession) -> None:
+        super().__init__(configuration, session)
+        self.session = session
+        self.base = configuration.host.rstrip("/")
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, cluster: Cluster) -> AsyncIterator[Api]:
+        """Connect to the cluster."""
+        configuration = Configuration()
+        await config.load_kube_config(config_file=str(cluster.kubeconfig), client_configuration=configuration)
+        context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+        context.load_cert_chain(configuration.cert_file, configuration.key_file)
+        connector = aiohttp.TCPConnector(ssl=context, limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            yield cls(configuration, session)
+
+    async def merge(self, path: str, patch: dict[str, Any]) -> Any:
+        """A merge patch."""
+        return await self.request("PATCH", path, patch, content_type="application/merge-patch+json")
+
+    async def watch(self, path: str) -> AsyncIterator[dict[str, Any]]:
+        """What exists, and then every event, until cancelled."""
+        params = {"watch": "true", "resourceVersion": "0"}
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with self.session.get(self.base + path, params=params, timeout=timeout) as response:
+            assert response.status == 200, await response.text()
+            async for line in lines_of(response.content):
+                yield json.loads(line)
+
+
+async def lines_of(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The lines of a stream, of any length, without their line ends."""
+    rest = b""
+    async for chunk in content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+
+
+class View:
+    """Jobs and pods of one namespace as the API server has them, and every pod there ever was.
+
+    Attributes:
+        created: UIDs by pod name, in the order of creation.
+    """
+
+    def __init__(self, api: Api, namespace: str) -> None:
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.pods: dict[str, dict[str, Any]] = {}
+        self.created: dict[str, list[str]] = {}
+        self._changed = asyncio.Condition()
+        self._tasks = [
+            asyncio.create_task(self._follow(api, jobs_path(namespace), self.jobs)),
+            asyncio.create_task(self._follow(api, pods_path(namespace), self.pods)),
+        ]
+
+    async def stop(self) -> None:
+        """Stop following."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def until(self, probe: Callable[[], Any], what: str) -> Any:
+        """Wait until ``probe`` answers something true, and return that. Bounded by the caller's timeout."""
+        answer = None
+
+        def ask() -> bool:
+            nonlocal answer
+            self._check()
+            answer = probe()
+            return bool(answer)
+
+        async with self._changed:
+            try:
+                await self._changed.wait_for(ask)
+            except asyncio.CancelledError as cancelled:
+                cancelled.add_note(f"while waiting for: {what}")
+                raise
+        return answer
+
+    def status(self, name: str) -> dict[str, Any]:
+        """A job's status."""
+        status: dict[str, Any] = self.jobs.get(name, {}).get("status", {})
+        return status
+
+    def pods_of(self, job: str) -> list[dict[str, Any]]:
+        """The pods of a job."""
+        return [pod for name, pod in self.pods.items() if name.rpartition("-")[0] == job]
+
+    def _check(self) -> None:
+        for task in self._tasks:
+            if task.done():
+                task.result()
+                raise AssertionError("the watch of the harness ended")
+
+    async def _follow(self, api: Api, path: str, store: dict[str, dict[str, Any]]) -> None:
+        try:
+            async for event in api.watch(path):
+                await self._take(event, store)
+        finally:
+            with contextlib.suppress(asyncio.CancelledError):
+                async with self._changed:
+                    self._changed.notify_all()
+
+    async def _take(self, event: dict[str, Any], store: dict[str, dict[str, Any]]) -> None:
+        obj = event["object"]
+        assert event["type"] in ("ADDED", "MODIFIED", "DELETED"), event
+        name, uid = obj["metadata"]["name"], obj["metadata"]["uid"]
+        async with self._changed:
+            if event["type"] == "DELETED":
+                store.pop(name, None)
+            else:
+                store[name] = obj
+            if store is self.pods and uid not in self.created.setdefault(name, []):
+                self.created[name].append(uid)
+            self._changed.notify_all()

@@ -1,0 +1,199 @@
+"""Deliberate bugs, each of which the enumeration of faults must find; and the launcher that puts them in.
+
+As a program this is a fork server: it has imported the operator, and forks a new one for each line of its input,
+which is why a restart takes a tenth of a second. A line is JSON: ``{"environment": {...}, "folder": PATH, "log": PATH, "bug":
+NAME}``; the answer is the process id.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+KUBECONFIG = "kubeconfig"
+"""In the operator's folder. The client library takes the place from the environment when it is imported."""
+os.environ["KUBECONFIG"] = KUBECONFIG
+
+from claudejobs import main as composition
+from claudejobs.api.categories import POLICIES
+from claudejobs.kube.apply import Applier, Stale
+from claudejobs.kube.cache import Cache
+from claudejobs.kube.client import ApiError, KubeClient
+from claudejobs.kube.controller import Controller
+from claudejobs.settings import Settings
+
+
+def ignore_confirm_gone() -> None:
+    """A pod that the view does not have is taken for lost without asking the API server."""
+
+    async def confirm(*_: Any) -> None:
+        return None
+
+    Applier._confirm_gone = confirm  # type: ignore[method-assign]
+
+
+def status_before_pod() -> None:
+    """The status that speaks of the pod is written before the pod is made."""
+    create = Applier._create_pod
+
+    async def late(self: Applier, job: Any, attempt: int, status: Any) -> Any:
+        await self._write_status(job, status)
+        now = self._cache.jobs[job.key]
+        return await create(self, now, attempt, status)
+
+    Applier._create_pod = late  # type: ignore[method-assign]
+
+
+def exists_is_failure() -> None:
+    """409 AlreadyExists is taken for a pod that cannot be made."""
+
+    async def adopt(self: Applier, job: Any, attempt: int) -> None:
+        await self._write_status(job, self._unbuildable(job, f"pod {attempt} exists"))
+        raise Stale("exists")
+
+    Applier._adopt = adopt  # type: ignore[method-assign]
+
+
+def never_resync() -> None:
+    """Nothing is listed again after the start."""
+
+    async def nothing(_: Controller) -> None:
+        return None
+
+    Controller._resync_periodically = nothing  # type: ignore[method-assign]
+
+
+def any_uid() -> None:
+    """The pods of a job are told by the job's name alone."""
+    Cache.pods_of = lambda self, job: list(self._pods.get(job.key, {}).values())  # type: ignore[method-assign]
+    adopt = Applier._adopt
+
+    async def adopt_any(self: Applier, job: Any, attempt: int) -> None:
+        try:
+            await adopt(self, job, attempt)
+        except ApiError:
+            return
+
+    Applier._adopt = adopt_any  # type: ignore[method-assign]
+
+
+def no_precondition() -> None:
+    """A status is written over whatever version there is."""
+    patch = KubeClient.request
+
+    async def careless(self: KubeClient, method: str, path: str, body: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if method == "PATCH" and path.endswith("/status"):
+            body = {key: value for key, value in body.items() if key != "metadata"}
+        return await patch(self, method, path, body, *args, **kwargs)
+
+    KubeClient.request = careless  # type: ignore[method-assign]
+
+
+def no_retry() -> None:
+    """A write that failed is not tried again until something else happens."""
+
+    from claudejobs.kube.workqueue import WorkQueue  # noqa: PLC0415
+
+    WorkQueue.retry = lambda self, key, at_least=0.0: 0.0  # type: ignore[method-assign]
+    never_resync()
+
+
+def old_wins() -> None:
+    """What came last is taken for the newest, also when it is older."""
+    from claudejobs.kube import cache  # noqa: PLC0415
+
+    cache.is_newer = lambda version, than: True  # type: ignore[attr-defined]
+
+
+def no_orphans() -> None:
+    """Rows of jobs that were deleted while no operator ran are not looked for."""
+
+    async def none(_: Controller) -> int:
+        return 0
+
+    Controller.close_orphans = none  # type: ignore[method-assign]
+
+
+def unrecorded_pod() -> None:
+    """A pod of an attempt that the status does not speak of is not taken for an attempt."""
+    from claudejobs.reconcile import decide as module  # noqa: PLC0415
+
+    def base(seen: Any) -> Any:
+        return seen.job.status.model_copy(update={"observed_generation": seen.job.generation})
+
+    module._base = base
+
+    def suffixed(name: str, attempt: int) -> str:
+        return f"{name}-{attempt + os.getpid() % 1000}"
+
+    from claudejobs.reconcile import pod, report  # noqa: PLC0415
+
+    pod.pod_name = report.pod_name = suffixed
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    bug.__name__: bug
+    for bug in (
+        ignore_confirm_gone,
+        status_before_pod,
+        exists_is_failure,
+        never_resync,
+        any_uid,
+        no_precondition,
+        no_retry,
+        old_wins,
+        no_orphans,
+        unrecorded_pod,
+    )
+}
+
+
+def _die_with_parent() -> None:
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _run_operator(order: dict[str, Any]) -> int:
+    """Be the operator; the exit code."""
+    _die_with_parent()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with open(order["log"], "ab") as log, open(os.devnull, "rb") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(order["environment"] | {"KUBECONFIG": KUBECONFIG})
+    os.chdir(order["folder"])
+    if order["bug"]:
+        BUGS[order["bug"]]()
+    # The least time between attempts is there for model APIs, and would make up most of a run.
+    for category, policy in POLICIES.items():
+        POLICIES[category] = replace(policy, backoff_seconds=min(policy.backoff_seconds, 1))
+    return composition.main(Settings.load())
+
+
+def serve() -> None:
+    """Fork one operator per line of standard input, until that ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    for line in sys.stdin:
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                code = _run_operator(order)
+            except BaseException as error:  # noqa: BLE001
+                print(f"the operator ended: {error!r}", file=sys.stderr, flush=True)
+            finally:
+                os._exit(code)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    serve()
