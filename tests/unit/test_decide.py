@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from claudejobs.api.categories import POLICIES, Category
+from claudejobs.api.events import Outcome, RunnerResult
 from claudejobs.api.status import JobStatus, Phase
-from claudejobs.reconcile.decide import Decision, Seen, decide
+from claudejobs.reconcile.decide import Decision, PodDeletion, Seen, decide
 from claudejobs.reconcile.views import LiveReport, PodView
 
 from .model.objects import (
@@ -17,7 +19,9 @@ from .model.objects import (
     STARTING,
     Json,
     ago,
+    attempt,
     ended_status,
+    failed_attempt,
     job_view,
     make_settings,
     parsed,
@@ -26,6 +30,7 @@ from .model.objects import (
     running_pod,
     seen,
     stamp,
+    status_with,
     waiting,
 )
 
@@ -198,3 +203,264 @@ def test_no_attempt_is_made_before_the_pod_that_was_given_up_is_gone() -> None:
     assert made.status is not None
     assert made.status.reason == "PodDeleting"
     assert decision(seen(job, now=later)).create == 2
+
+
+# A job that is to stop.
+
+
+@pytest.mark.parametrize(("field", "verb"), [("cancel", "cancelled"), ("suspend", "suspended")])
+def test_the_pod_of_a_job_that_is_to_stop_is_deleted_with_the_grace_of_the_spec(field: str, verb: str) -> None:
+    made = decision(seen(job_view({field: True, "terminationGracePeriodSeconds": 7}, RUNNING), running_pod()))
+    assert made.delete_pods == (PodDeletion("job-1", "pod-uid-1", 7),)
+    assert made.status is not None
+    assert made.status.phase is Phase.RUNNING
+    assert (made.status.reason, made.status.message) == ("Stopping", f"{verb}: pod job-1 is stopping")
+
+
+def test_a_pod_that_is_stopping_is_not_deleted_again() -> None:
+    """deletionTimestamp is when the grace period ends."""
+    pod = running_pod(deletionTimestamp=stamp(NOW + timedelta(seconds=10)))
+    made = decision(seen(job_view({"cancel": True}, RUNNING), pod))
+    assert (made.delete_pods, made.after) == ((), 30)
+
+
+def test_a_cancelled_pod_that_does_not_go_is_removed_by_force() -> None:
+    pod = running_pod(deletionTimestamp=stamp(ago(21)))
+    made = decision(seen(job_view({"cancel": True}, RUNNING), pod))
+    assert made.delete_pods == (PodDeletion("job-1", "pod-uid-1", 0),)
+
+
+def test_a_suspended_pod_that_does_not_go_is_waited_for() -> None:
+    """By force it might still run on a node that is cut off when the job is resumed: two attempts would meet."""
+    pod = running_pod(deletionTimestamp=stamp(ago(600)))
+    made = decision(seen(job_view({"suspend": True}, RUNNING), pod))
+    assert made.delete_pods == ()
+    assert made.status is not None
+    assert made.status.reason == "Stopping"
+
+
+CANCELLED = ended_status(35, result_json("cancelled", category="cancelled", cost_usd=0.25))
+
+
+def test_a_stopped_pod_makes_a_cancelled_job_cancelled() -> None:
+    status = written(seen(job_view({"cancel": True}, RUNNING), parsed(pod_object(1, CANCELLED))))
+    assert (status.phase, status.reason, status.cost_usd) == (Phase.CANCELLED, "cancelled", 0.25)
+    assert (status.attempts[0].outcome, status.attempts[0].exit_code) == ("cancelled", 35)
+    assert condition(status, "Succeeded") == ("False", "Cancelled")
+
+
+def test_a_pod_that_completes_as_the_cancel_arrives_has_completed() -> None:
+    pod = parsed(pod_object(1, ended_status(0, result_json(text="done"))))
+    assert written(seen(job_view({"cancel": True}, RUNNING), pod)).phase is Phase.COMPLETED
+
+
+def test_a_failure_under_cancel_is_a_cancellation() -> None:
+    assert written(seen(job_view({"cancel": True}, RUNNING), failing_pod(Category.NETWORK))).phase is Phase.CANCELLED
+
+
+def test_a_stopped_pod_makes_a_suspended_job_suspended_without_spending_an_attempt() -> None:
+    status = written(seen(job_view({"suspend": True}, RUNNING), parsed(pod_object(1, CANCELLED))))
+    assert (status.phase, status.attempts[0].outcome, status.attempts[0].category) == (
+        Phase.SUSPENDED,
+        "suspended",
+        None,
+    )
+    assert status.next_attempt_time is None
+
+
+def test_a_real_failure_under_suspend_counts() -> None:
+    status = written(seen(job_view({"suspend": True}, RUNNING), failing_pod(Category.NETWORK)))
+    assert (status.phase, status.attempts[0].outcome) == (Phase.BACKOFF, "failed")
+
+
+def test_a_suspended_job_in_backoff_waits_and_keeps_its_backoff() -> None:
+    until = NOW + timedelta(seconds=30)
+    backoff = status_with(failed_attempt(1, "network"), phase="Backoff", nextAttemptTime=stamp(until))
+    held = written(seen(job_view({"suspend": True}, backoff)))
+    assert (held.phase, held.next_attempt_time) == (Phase.SUSPENDED, until)
+    resumed = decision(seen(job_view(None, held)))
+    assert (resumed.create, resumed.after) == (None, 30)
+
+
+def test_a_job_resumed_while_its_pod_stops_was_suspended_all_the_same() -> None:
+    """The stop was the operator's doing: nobody else deleted the pod, and no attempt is spent."""
+    stopping = written(seen(job_view({"suspend": True}, RUNNING), running_pod()))
+    resumed = job_view(None, stopping)
+    going = running_pod(deletionTimestamp=stamp(NOW + timedelta(seconds=10)))
+    assert decision(seen(resumed, going)).status == stopping
+    ended = written(seen(resumed, parsed(pod_object(1, CANCELLED))))
+    assert (ended.phase, ended.attempts[0].outcome) == (Phase.SUSPENDED, "suspended")
+    assert decision(seen(job_view(None, ended))).create == 2
+
+
+def test_a_pod_deleted_by_hand_is_waited_for() -> None:
+    made = decision(seen(job_view(None, RUNNING), running_pod(deletionTimestamp=stamp(NOW))))
+    assert (made.create, made.delete_pods) == (None, ())
+    assert made.status is not None
+    assert made.status.reason == "PodDeleting"
+
+
+# An attempt that ends.
+
+
+def test_a_completed_pod_completes_the_job() -> None:
+    text = result_json(text="done", num_turns=3, cost_usd=0.5, usage={"input_tokens": 7, "output_tokens": 9})
+    status = written(seen(job_view(None, RUNNING), parsed(pod_object(1, ended_status(0, text)))))
+    assert (status.phase, status.progress, status.cost_usd) == (Phase.COMPLETED, 100, 0.5)
+    assert status.completion_time == NOW
+    assert status.result is not None
+    assert (status.result.text, status.result.usage.output_tokens) == ("done", 9)
+    assert (status.attempts[0].outcome, status.attempts[0].end_time) == ("completed", ago(1))
+    assert condition(status, "Finished") == ("True", "Completed")
+    assert condition(status, "Succeeded") == ("True", "Completed")
+
+
+@pytest.mark.parametrize("category", [c for c in Category if c is not Category.CANCELLED])
+def test_what_follows_from_a_category(category: Category) -> None:
+    policy = POLICIES[category]
+    status = written(seen(job_view(None, RUNNING), failing_pod(category)))
+    assert status.attempts[0].category == status.reason == category
+    if not policy.retriable:
+        assert status.phase is Phase.FAILED
+        return
+    assert status.phase is Phase.BACKOFF
+    assert status.next_attempt_time is not None
+    assert status.next_attempt_time >= NOW + timedelta(seconds=policy.backoff_seconds)
+    # One more of its kind ends the job only when it spends one of the attempts.
+    spent = [failed_attempt(n, "network") for n in (1, 2)]
+    last = status_with(*spent, attempt(3), phase="Running")
+    after_two = written(seen(job_view(None, last), failing_pod(category, 3)))
+    assert after_two.phase is (Phase.FAILED if policy.spends_attempt else Phase.BACKOFF)
+
+
+def test_a_pod_that_vanished_is_lost_once_the_api_server_confirms_it() -> None:
+    made = decision(seen(job_view(None, RUNNING)))
+    assert made.confirm_gone == "job-1"
+    assert made.status is not None
+    assert (made.status.phase, made.status.reason) == (Phase.BACKOFF, "pod_lost")
+
+
+def test_a_pod_that_vanished_after_its_result_was_logged_has_completed() -> None:
+    live = LiveReport(result=RunnerResult(outcome=Outcome.COMPLETED, text="done"))
+    made = decision(seen(job_view(None, RUNNING), live=live))
+    assert made.confirm_gone == "job-1"
+    assert made.status is not None
+    assert made.status.phase is Phase.COMPLETED
+
+
+def test_a_cut_answer_is_waited_for_until_the_log_is_read() -> None:
+    pod = parsed(pod_object(1, ended_status(0, result_json(text="do", truncated=True))))
+    job = job_view(None, RUNNING)
+    made = decision(seen(job, pod, live=LiveReport()))
+    assert (made.status, made.after) == (job.status, 9)
+    whole = RunnerResult(outcome=Outcome.COMPLETED, text="done, and at length")
+    for live, text in ((LiveReport(result=whole), whole.text), (LiveReport(drained=True), "do")):
+        status = written(seen(job, pod, live=live))
+        assert status.result is not None
+        assert status.result.text == text
+    assert written(seen(job, pod, now=NOW + timedelta(seconds=10))).phase is Phase.COMPLETED
+
+
+# Between attempts.
+
+
+def in_backoff(*attempts: Json, left: float = -1, **values: Any) -> Json:
+    until = stamp(NOW + timedelta(seconds=left))
+    return status_with(*attempts, phase="Backoff", nextAttemptTime=until, **values)
+
+
+def test_the_next_attempt_waits_for_its_time() -> None:
+    made = decision(seen(job_view(None, in_backoff(failed_attempt(1, "network"), left=12))))
+    assert (made.create, made.after) == (None, 12)
+
+
+def test_waiting_costs_no_write_however_long_the_message_is() -> None:
+    pod = parsed(pod_object(1, ended_status(22, result_json("failed", category="network", message="x" * 3000))))
+    backoff = written(seen(job_view(None, RUNNING), pod))
+    assert decision(seen(job_view(None, backoff))).status == backoff
+
+
+def test_the_next_attempt_starts_when_its_time_has_come() -> None:
+    made = decision(seen(job_view(None, in_backoff(failed_attempt(1, "network", costUSD=0.5)))))
+    assert made.create == 2
+    assert made.status is not None
+    assert (made.status.attempt, made.status.next_attempt_time, made.status.pod_name) == (2, None, "job-2")
+    assert (made.status.cost_usd, made.status.progress) == (0.5, 0)
+
+
+def test_a_new_attempt_has_not_started_yet() -> None:
+    ran = written(seen(job_view(None, STARTING), running_pod()))
+    assert condition(ran, "Started") == ("True", "Running")
+    backoff = written(seen(job_view(None, ran), failing_pod(Category.NETWORK)))
+    again = written(seen(job_view(None, backoff), now=NOW + timedelta(seconds=60)))
+    assert again.attempt == 2
+    assert condition(again, "Started") == ("False", "Starting")
+
+
+def test_a_job_whose_time_has_come_and_that_is_queued_has_no_next_attempt_time() -> None:
+    status = written(seen(job_view(None, in_backoff(failed_attempt(1, "network"))), admitted=False))
+    assert (status.phase, status.next_attempt_time) == (Phase.QUEUED, None)
+
+
+def test_a_job_cancelled_in_backoff_ends_at_once() -> None:
+    made = decision(seen(job_view({"cancel": True}, in_backoff(failed_attempt(1, "network"), left=600))))
+    assert made.create is None
+    assert made.status is not None
+    assert (made.status.phase, made.status.next_attempt_time) == (Phase.CANCELLED, None)
+    assert made.status.attempts[0].outcome == "failed"
+
+
+def test_a_spent_budget_ends_the_job_without_waiting_for_a_next_attempt() -> None:
+    job = job_view({"claude": {"maxBudgetUSD": 1}}, RUNNING)
+    status = written(seen(job, failing_pod(Category.NETWORK, cost_usd=1.0)))
+    assert (status.phase, status.reason) == (Phase.FAILED, "budget_exceeded")
+    assert status.attempts[0].category == "network"
+
+
+def test_a_budget_spent_by_suspended_attempts_ends_the_job() -> None:
+    suspended = attempt(endTime=stamp(NOW), outcome="suspended", costUSD=1.0)
+    job = job_view({"claude": {"maxBudgetUSD": 1}}, status_with(suspended, phase="Suspended"))
+    assert written(seen(job)).reason == "budget_exceeded"
+
+
+def test_a_job_is_not_started_more_often_than_its_status_can_tell() -> None:
+    """Suspended attempts are not counted against the job, but the API server takes no list of more than 100."""
+    many = [attempt(n, endTime=stamp(NOW), outcome="suspended") for n in range(1, 101)]
+    made = decision(seen(job_view(None, status_with(*many, phase="Suspended"))))
+    assert made.create is None
+    assert made.status is not None
+    assert (made.status.phase, made.status.reason) == (Phase.FAILED, "invalid_request")
+
+
+@pytest.mark.parametrize("open_first", [True, False])
+def test_a_status_that_is_behind_the_pods_gets_no_impossible_attempts(open_first: bool) -> None:
+    """A pod of a later attempt proves that the job's view is old; what is decided from it will not be written."""
+    first = attempt() if open_first else failed_attempt(1, "network")
+    job = job_view(None, status_with(first, phase="Running" if open_first else "Backoff"))
+    made = decision(seen(job, running_pod(1 if open_first else 3), running_pod(2 if open_first else 3)))
+    assert made.status is not None
+    numbers = [one.attempt for one in made.status.attempts]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert all(one.outcome for one in made.status.attempts[:-1])
+
+
+# After the end.
+
+
+def ended_job(seconds_ago: float, spec: Json | None = None) -> Any:
+    done = attempt(endTime=stamp(ago(seconds_ago)), outcome="completed")
+    return job_view(spec, status_with(done, phase="Completed", completionTime=stamp(ago(seconds_ago))))
+
+
+def test_a_finished_job_is_left_as_it_is() -> None:
+    job = ended_job(10, {"cancel": True, "suspend": True})
+    assert decision(seen(job, parsed(pod_object(1, ended_status(0, result_json()))))) == Decision()
+
+
+def test_no_pod_of_a_finished_job_is_left_running() -> None:
+    assert decision(seen(ended_job(10), running_pod())).delete_pods == (PodDeletion("job-1", "pod-uid-1"),)
+
+
+def test_a_finished_job_goes_when_its_time_to_live_is_over() -> None:
+    assert decision(seen(ended_job(10, {"ttlSecondsAfterFinished": 30}))) == Decision(after=20)
+    assert decision(seen(ended_job(30, {"ttlSecondsAfterFinished": 30}))) == Decision(delete_job=True)

@@ -10,6 +10,9 @@ from pydantic import AwareDatetime, Field
 from .base import StatusModel
 from .categories import Category
 
+MAX_ATTEMPTS = 100
+"""Most attempts that a status holds."""
+
 
 class Phase(StrEnum):
     """Where a job is. The last three are terminal."""
@@ -105,14 +108,21 @@ class JobStatus(StatusModel):
     )
     attempt: int = Field(0, ge=0, description="Number of the newest attempt; 0 before the first.")
     attempts: list[AttemptStatus] = Field(
-        default_factory=list, max_length=100, description="All attempts, the oldest first."
+        default_factory=list, max_length=MAX_ATTEMPTS, description="All attempts, the oldest first."
     )
+    attempts_forgiven: int = Field(
+        0, ge=0, description="Attempts up to this number do not count against the bounds: they were before a rerun."
+    )
+    rerun: int = Field(0, ge=0, description="The spec.rerun that was acted on last.")
     next_attempt_time: AwareDatetime | None = Field(None, description="When the next attempt starts, in Backoff.")
     pod_name: str | None = Field(None, description="Pod of the newest attempt.")
     session_id: str | None = Field(None, description="The agent's session.")
     progress: int = Field(0, ge=0, le=100, description="Percent, from the agent's own task list; 100 when completed.")
     message: str = Field("", description="What the job does or waits for, or why it ended.")
     reason: str = Field("", description="The same in one word; after a failure the category.")
+    log_tail: list[str] = Field(
+        default_factory=list, max_length=10, description="After a failure: the last that the agent did and printed."
+    )
     result: ResultStatus | None = Field(None, description="What the agent answered.")
     cost_usd: float = Field(0.0, alias="costUSD", description="What the job cost so far, US dollars, all attempts.")
     start_time: AwareDatetime | None = Field(None, description="When the first attempt started.")

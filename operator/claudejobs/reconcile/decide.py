@@ -7,12 +7,13 @@ are named by job and attempt, and a status is written only over the version that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from math import inf
 
 from claudejobs.api.categories import Category
-from claudejobs.api.status import JobStatus, Phase
+from claudejobs.api.status import MAX_ATTEMPTS, AttemptStatus, JobStatus, Phase
 from claudejobs.settings import Settings
 
 from . import report
@@ -23,13 +24,17 @@ from .starting import hindrance_of
 from .views import JobView, LiveReport, PodView
 
 KILL_MARGIN = 20
-"""Seconds beyond its grace period after which a pod that does not go is removed by force, when its job is to stop."""
+"""Seconds beyond its grace period after which a pod that does not go is removed by force, when its job is cancelled."""
 
 HINDRANCE_PATIENCE = 5
 """Seconds for which nothing is said of what keeps a new pod from starting: most of it passes by itself."""
 
 DRAIN_SECONDS = 10
 """How long the end of a log is waited for when only the log has the whole result."""
+
+
+STOPPING = "Stopping"
+"""Reason of a status whose pod the operator itself has asked to go."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Seen:
     Attributes:
         pods: the pods whose owner is this very job (by UID).
         live: what the newest attempt's events told.
+        dependencies: the phase of each job of ``spec.dependsOn``; ``None`` where there is no such job.
+        cycle: jobs that depend on one another in a circle, this one among them; empty when there is none.
         admitted: whether the concurrency limits let the job have a pod.
     """
 
@@ -48,6 +55,8 @@ class Seen:
     admitted: bool
     waiting_message: str
     now: datetime
+    dependencies: Mapping[str, Phase | None] = field(default_factory=dict)
+    cycle: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,8 @@ def decide(seen: Seen, settings: Settings) -> Decision:
     job = seen.job
     if job.deleting:
         return Decision()  # the garbage collector stops the pods; rows are closed when the job is gone
+    if job.status.phase is Phase.FAILED and job.spec.rerun > job.status.rerun:
+        return Decision(status=report.rerun(job.status, job), delete_pods=_leftovers(seen))
     if job.status.phase.terminal:
         return _after_the_end(seen)
     if job.invalid:
@@ -99,13 +110,17 @@ def decide(seen: Seen, settings: Settings) -> Decision:
         return replace(decision, confirm_gone=attempt.pod_name)
     if pod.terminated:
         return _terminated(seen, status, pod, settings)
-    if job.spec.cancel or job.spec.suspend:
+    left = _time_left(seen, status)
+    if job.spec.cancel or job.spec.suspend or left <= 0:
         return _stop(seen, status, pod)
+    if pod.deleting_since is not None and status.reason == STOPPING:
+        return Decision(status=status)  # resumed while it was being suspended
     if pod.deleting_since is not None:
         text = f"pod {pod.name} is being deleted by someone else"
         return Decision(status=report.with_message(status, "PodDeleting", text))
     if pod.running:
-        return Decision(status=report.running(status, pod, seen.live, job, seen.now))
+        running = report.running(status, pod, seen.live, job, seen.now)
+        return Decision(status=running, after=left if left < inf else None)
     if pod.started or status.phase is Phase.RUNNING:
         return Decision(status=status)  # the container has ended, or its node starts anew: the pod will tell
     return _starting(seen, status, pod, settings)
@@ -114,9 +129,9 @@ def decide(seen: Seen, settings: Settings) -> Decision:
 def _base(seen: Seen) -> JobStatus:
     """The status, with the attempt of a pod that was made just before the operator died, and not recorded."""
     status = seen.job.status
-    newest = max(seen.pods, key=lambda p: p.attempt, default=None)
-    if newest and newest.attempt > status.attempt:
-        status = report.attempt_started(status, newest.attempt, seen.job, newest.created)
+    made = next((p for p in seen.pods if p.attempt == status.attempt + 1), None)
+    if made and not status.open_attempt:
+        status = report.attempt_started(status, made.attempt, seen.job, made.created)
     return status.model_copy(update={"observed_generation": seen.job.generation})
 
 
@@ -143,21 +158,27 @@ def _between_attempts(seen: Seen, status: JobStatus, settings: Settings) -> Deci
         return Decision(status=report.finished(status, Phase.CANCELLED, ending, job, now))
     if job.spec.suspend:
         return Decision(status=report.waiting(status, Phase.SUSPENDED, "Suspended", "suspended by spec.suspend"))
-    if status.next_attempt_time and now < status.next_attempt_time:
+    if status.next_attempt_time and now < status.next_attempt_time and _time_left(seen, status) > 0:
         wait = (status.next_attempt_time - now).total_seconds()
         last = status.attempts[-1]
-        text = f"attempt {last.attempt} ended: {last.message}"
+        text = f"attempt {last.attempt} ended: {last.message}"[:2000]
         reason = str(last.category or "Backoff")
+        wait = min(wait, _time_left(seen, status))
         return Decision(status=report.waiting(status, Phase.BACKOFF, reason, text), after=wait)
-    spent = status.cost_usd
-    if job.spec.claude.max_budget_usd is not None and spent >= job.spec.claude.max_budget_usd:
-        ending = Ending(Category.BUDGET_EXCEEDED, f"the attempts so far cost {spent:.2f} USD, all of maxBudgetUSD")
-        return Decision(status=report.finished(status, Phase.FAILED, ending, job, now))
+    hopeless = _overdue(seen, status) or _budget_spent(status, job) or _too_many_attempts(status)
+    hopeless = hopeless or _dependency_failed(seen)
+    if hopeless:
+        return Decision(status=report.finished(status, Phase.FAILED, hopeless, job, now))
     alive = next((p for p in seen.pods if not p.terminated), None)
     if alive:  # its attempt was given up; two attempts never meet
         text = f"waits for pod {alive.name} of attempt {alive.attempt} to go"
         return Decision(status=report.waiting(status, Phase.BACKOFF, "PodDeleting", text))
+    unmet = [name for name, phase in seen.dependencies.items() if phase is not Phase.COMPLETED]
+    if unmet:
+        text = f"waits for {', '.join(unmet[:5])}{' and others' if len(unmet) > 5 else ''} to complete (spec.dependsOn)"
+        return Decision(status=report.waiting(status, Phase.PENDING, "Dependencies", text))
     if not seen.admitted:
+        status = status.model_copy(update={"next_attempt_time": None})
         queued = report.waiting(status, Phase.QUEUED, "ConcurrencyLimit", seen.waiting_message)
         return Decision(status=queued, after=float(settings.progress_interval))  # its position changes meanwhile
     number = status.attempt + 1
@@ -186,10 +207,11 @@ def _starting(seen: Seen, status: JobStatus, pod: PodView, settings: Settings) -
 
 
 def _stop(seen: Seen, status: JobStatus, pod: PodView) -> Decision:
-    """Cancelled or suspended while a pod is there: ask it to stop, and insist when it does not."""
+    """Cancelled, suspended or out of time while a pod is there: ask it to stop, and insist when it does not."""
     grace = seen.job.spec.termination_grace_period_seconds
-    verb = "cancelled" if seen.job.spec.cancel else "suspended"
-    stopping = report.with_message(status, "Stopping", f"{verb}: pod {pod.name} is stopping")
+    final = seen.job.spec.cancel or _time_left(seen, status) <= 0
+    verb = "cancelled" if seen.job.spec.cancel else ("out of time" if final else "suspended")
+    stopping = report.with_message(status, STOPPING, f"{verb}: pod {pod.name} is stopping")
     if pod.deleting_since is None:
         deletion = PodDeletion(pod.name, pod.uid, grace)
         return Decision(status=stopping, delete_pods=(deletion,), after=grace + KILL_MARGIN)
@@ -197,6 +219,9 @@ def _stop(seen: Seen, status: JobStatus, pod: PodView) -> Decision:
     left = (pod.deleting_since + timedelta(seconds=KILL_MARGIN) - seen.now).total_seconds()
     if left > 0:
         return Decision(status=stopping, after=left)
+    if not final:
+        # On a node that is cut off the pod may run on after it was removed, and meet the pod of a resumed job.
+        return Decision(status=stopping)
     return Decision(status=stopping, delete_pods=(PodDeletion(pod.name, pod.uid, 0),), after=5.0)
 
 
@@ -219,11 +244,70 @@ def _ended(seen: Seen, status: JobStatus, ending: Ending, settings: Settings, po
     if job.spec.cancel:
         cancelled = Ending(Category.CANCELLED, "cancelled", ending.result, ending.exit_code)
         return Decision(status=report.finished(status, Phase.CANCELLED, cancelled, job, now, pod))
-    if job.spec.suspend and ending.category in (Category.POD_LOST, Category.CANCELLED):
+    overdue = _overdue(seen, status)
+    if overdue:
+        final = replace(overdue, result=ending.result, exit_code=ending.exit_code)
+        return Decision(status=report.finished(status, Phase.FAILED, final, job, now, pod, _tail(seen)))
+    stopped = job.spec.suspend or status.reason == STOPPING
+    if stopped and ending.category in (Category.POD_LOST, Category.CANCELLED):
         return Decision(status=report.suspended(status, ending, now, pod))
     status = report.attempt_ended(status, ending, now, pod)
-    verdict = verdict_on(status.attempts, ending, job, settings)
+    verdict = verdict_on(_counted(status), ending, job, settings)
+    spent = _budget_spent(status, job)
+    if spent and not isinstance(verdict, Verdict):
+        final = replace(spent, result=ending.result, exit_code=ending.exit_code)
+        return Decision(status=report.finished(status, Phase.FAILED, final, job, now, pod, _tail(seen)))
     if isinstance(verdict, Verdict):
         final = Ending(ending.category, verdict.message, ending.result, ending.exit_code)
-        return Decision(status=report.finished(status, Phase.FAILED, final, job, now, pod))
+        return Decision(status=report.finished(status, Phase.FAILED, final, job, now, pod, _tail(seen)))
     return Decision(status=report.backoff(status, ending, now + verdict, job), after=verdict.total_seconds())
+
+
+def _budget_spent(status: JobStatus, job: JobView) -> Ending | None:
+    """The end of a job that has no money left for another attempt."""
+    budget, spent = job.spec.claude.max_budget_usd, status.cost_usd
+    if budget is None or spent < budget:
+        return None
+    return Ending(Category.BUDGET_EXCEEDED, f"the attempts so far cost {spent:.2f} USD, all of maxBudgetUSD")
+
+
+def _too_many_attempts(status: JobStatus) -> Ending | None:
+    """The end of a job that was suspended and resumed so often that its status cannot tell of another attempt."""
+    if len(status.attempts) < MAX_ATTEMPTS:
+        return None
+    return Ending(Category.INVALID_REQUEST, f"the job was started {MAX_ATTEMPTS} times, the most that is recorded")
+
+
+def _counted(status: JobStatus) -> list[AttemptStatus]:
+    """The attempts that count against the bounds: those since the last rerun."""
+    return [attempt for attempt in status.attempts if attempt.attempt > status.attempts_forgiven]
+
+
+def _tail(seen: Seen) -> tuple[str, ...]:
+    return seen.live.tail if seen.live else ()
+
+
+def _time_left(seen: Seen, status: JobStatus) -> float:
+    """Seconds of ``spec.activeDeadlineSeconds`` that are left; infinite when there is none, or nothing has run."""
+    deadline = seen.job.spec.active_deadline_seconds
+    if deadline is None or status.start_time is None:
+        return inf
+    return (status.start_time + timedelta(seconds=deadline) - seen.now).total_seconds()
+
+
+def _overdue(seen: Seen, status: JobStatus) -> Ending | None:
+    """The end of a job whose time as a whole is over."""
+    if _time_left(seen, status) > 0:
+        return None
+    text = f"the job did not complete within {seen.job.spec.active_deadline_seconds} s (spec.activeDeadlineSeconds)"
+    return Ending(Category.TIMEOUT, text)
+
+
+def _dependency_failed(seen: Seen) -> Ending | None:
+    """The end of a job that can never start, because one that it depends on did not complete, or depends on it."""
+    if seen.cycle:
+        return Ending(Category.DEPENDENCY, f"spec.dependsOn goes round in a circle: {' -> '.join(seen.cycle)}")
+    for name, phase in seen.dependencies.items():
+        if phase in (Phase.FAILED, Phase.CANCELLED):
+            return Ending(Category.DEPENDENCY, f"job {name} of spec.dependsOn has ended as {phase}")
+    return None

@@ -44,7 +44,8 @@ def ending_of(pod: PodView, live: LiveReport | None) -> Ending:
         message = result.message or POLICIES[result.category].meaning
         return Ending(result.category, message, result, pod.exit_code)
     if result:
-        return Ending(Category.POD_LOST, "the pod was told to stop by something other than the operator", result)
+        message = "the pod was told to stop by something other than the operator"
+        return Ending(Category.POD_LOST, message, result, pod.exit_code)
     return _without_result(pod, live)
 
 

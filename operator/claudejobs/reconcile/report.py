@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -45,6 +46,9 @@ def attempt_started(status: JobStatus, number: int, job: JobView, now: datetime)
     """The pod of an attempt is made."""
     name, session, now = pod_name(job.name, number), session_id(job.uid), _seconds(now)
     attempt = AttemptStatus(attempt=number, pod_name=name, start_time=now, session_id=session)
+    if _condition(status, ConditionType.STARTED):  # it spoke of the attempt before
+        text = f"pod {name} is starting"
+        status = _with_condition(status, ConditionType.STARTED, "False", "Starting", text, job, now)
     return status.model_copy(
         update={
             "observed_generation": job.generation,
@@ -113,7 +117,7 @@ def attempt_ended(
         }
     )
     attempts = [*status.attempts[:-1], closed]
-    cost = round(sum(a.cost_usd for a in attempts), 6)
+    cost = round(status.cost_usd + closed.cost_usd, 6)
     return status.model_copy(update={"attempts": attempts, "cost_usd": cost})
 
 
@@ -132,9 +136,15 @@ def suspended(status: JobStatus, ending: Ending, now: datetime, pod: PodView | N
 
 
 def finished(
-    status: JobStatus, phase: Phase, ending: Ending, job: JobView, now: datetime, pod: PodView | None = None
+    status: JobStatus,
+    phase: Phase,
+    ending: Ending,
+    job: JobView,
+    now: datetime,
+    pod: PodView | None = None,
+    tail: Sequence[str] = (),
 ) -> JobStatus:
-    """The job is at its end."""
+    """The job is at its end. ``tail`` is the last that the agent did and printed, kept after a failure."""
     outcome: Any = {Phase.COMPLETED: "completed", Phase.CANCELLED: "cancelled"}.get(phase, "failed")
     status = attempt_ended(status, ending, now, pod, outcome)
     reason = str(ending.category) if ending.category else "Completed"
@@ -147,6 +157,7 @@ def finished(
             "message": message[:2000],
             "next_attempt_time": None,
             "progress": 100 if phase is Phase.COMPLETED else status.progress,
+            "log_tail": list(tail) if phase is Phase.FAILED else [],
             "result": _result(ending.result) or status.result,
             "completion_time": _seconds(now),
         }
@@ -155,6 +166,29 @@ def finished(
     status = _with_condition(status, ConditionType.FINISHED, "True", word, message, job, now)
     succeeded: Literal["True", "False"] = "True" if phase is Phase.COMPLETED else "False"
     return _with_condition(status, ConditionType.SUCCEEDED, succeeded, word, message, job, now)
+
+
+def rerun(status: JobStatus, job: JobView) -> JobStatus:
+    """A failed job is to run again: what was, stays on record, and counts no more."""
+    ended = (ConditionType.FINISHED, ConditionType.SUCCEEDED)
+    return status.model_copy(
+        update={
+            "observed_generation": job.generation,
+            "phase": Phase.PENDING,
+            "reason": "Rerun",
+            "message": "runs again, as spec.rerun asks",
+            "conditions": [c for c in status.conditions if c.type not in ended],
+            "rerun": job.spec.rerun,
+            "attempts_forgiven": status.attempt,
+            "next_attempt_time": None,
+            "pod_name": None,
+            "progress": 0,
+            "result": None,
+            "log_tail": [],
+            "start_time": None,
+            "completion_time": None,
+        }
+    )
 
 
 def fields_ignored(status: JobStatus, fields: list[str], job: JobView, now: datetime) -> JobStatus:
