@@ -35,7 +35,7 @@ def render() -> str:
     parts = [
         HEAD,
         "## ClaudeCodeJob: spec",
-        "Immutable except `suspend`, `cancel` and `ttlSecondsAfterFinished`. Fields marked * are required.",
+        "Immutable except `suspend`, `cancel`, `rerun` and `ttlSecondsAfterFinished`. Fields marked * are required.",
         _fields(schema["spec"]),
         "## ClaudeCodeJob: status",
         _fields(schema["status"]),

@@ -38,6 +38,7 @@ class Category(StrEnum):
     RUNNER_CRASH = "runner_crash"
     SDK_CRASH = "sdk_crash"
     WORKSPACE = "workspace"
+    DEPENDENCY = "dependency"
     CANCELLED = "cancelled"
     INTERNAL = "internal"
 
@@ -79,7 +80,7 @@ POLICIES: dict[Category, CategoryPolicy] = {
     Category.MAX_TURNS: CategoryPolicy(False, True, 0, 28, "spec.claude.maxTurns was reached"),
     Category.BUDGET_EXCEEDED: CategoryPolicy(False, True, 0, 29, "spec.claude.maxBudgetUSD was spent"),
     Category.OUTPUT_INVALID: CategoryPolicy(False, True, 0, 30, "the answer never satisfied spec.claude.outputSchema"),
-    Category.TIMEOUT: CategoryPolicy(False, True, 0, 31, "spec.timeoutSeconds passed"),
+    Category.TIMEOUT: CategoryPolicy(False, True, 0, 31, "spec.timeoutSeconds or spec.activeDeadlineSeconds passed"),
     Category.STALLED: CategoryPolicy(
         True, True, 5, 32, "the agent showed no sign of life for spec.stallTimeoutSeconds"
     ),
@@ -96,6 +97,9 @@ POLICIES: dict[Category, CategoryPolicy] = {
     Category.RUNNER_CRASH: CategoryPolicy(True, True, 5, None, "the runner ended without a result that can be read"),
     Category.SDK_CRASH: CategoryPolicy(True, True, 5, 33, "the agent's process crashed, restarts included"),
     Category.WORKSPACE: CategoryPolicy(False, True, 0, 34, "the workspace could not be prepared"),
+    Category.DEPENDENCY: CategoryPolicy(
+        False, True, 0, None, "a job of spec.dependsOn did not complete, or depends on this one"
+    ),
     Category.CANCELLED: CategoryPolicy(False, True, 0, 35, "the job was cancelled"),
     Category.INTERNAL: CategoryPolicy(True, True, 5, 36, "a defect of this project; please report it"),
 }

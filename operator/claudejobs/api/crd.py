@@ -112,6 +112,10 @@ COLUMNS = [
 ]
 
 
+SELECTABLE = [".status.phase", ".status.reason", ".spec.taskId", ".spec.userId"]
+"""Fields for ``kubectl get --field-selector``, such as ``status.phase=Failed``."""
+
+
 def custom_resource_definition() -> dict[str, Any]:
     """The CustomResourceDefinition, ready to be written as YAML."""
     spec = _schema(JobSpec)
@@ -157,6 +161,7 @@ def custom_resource_definition() -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "subresources": {"status": {}},
+                    "selectableFields": [{"jsonPath": path} for path in SELECTABLE],
                     "additionalPrinterColumns": COLUMNS,
                     "schema": {"openAPIV3Schema": root},
                 }

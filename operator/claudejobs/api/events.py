@@ -34,6 +34,14 @@ WORKSPACE_DIR = "/workspace"
 STATE_DIR = f"{WORKSPACE_DIR}/.claude-job"
 """Where the runner keeps the agent's configuration and session transcripts, on the workspace volume."""
 
+CHECKOUT_NOTE = "checkout.txt"
+"""File in ``STATE_DIR`` in which the checkout tells the runner what it did; the runner makes it a notice."""
+
+GIT_USERNAME_VARIABLE = "CLAUDEJOBS_GIT_USERNAME"
+GIT_PASSWORD_VARIABLE = "CLAUDEJOBS_GIT_PASSWORD"  # noqa: S105 - a name
+GIT_SSH_KEY_VARIABLE = "CLAUDEJOBS_GIT_SSH_KEY"
+GIT_KNOWN_HOSTS_VARIABLE = "CLAUDEJOBS_GIT_KNOWN_HOSTS"
+
 
 class _Wire(BaseModel):
     model_config = ConfigDict(populate_by_name=True, extra="ignore", frozen=True)
@@ -82,6 +90,20 @@ class ClaudeOptions(_Wire):
     setting_sources: list[str] = Field(default_factory=list)
 
 
+class GitSource(_Wire):
+    """The repository that the checkout clones before the runner starts.
+
+    Attributes:
+        url: http, https, ssh or git; without credentials.
+        ref: branch, tag or commit; ``None`` is the remote's HEAD.
+        timeout_seconds: the checkout gives up after this long.
+    """
+
+    url: str
+    ref: str | None = None
+    timeout_seconds: int = 600
+
+
 class RunnerInput(_Wire):
     """All that the runner needs to know about its job.
 
@@ -94,6 +116,7 @@ class RunnerInput(_Wire):
         timeout_seconds: the runner interrupts the agent after this long and reports ``timeout``.
         stall_timeout_seconds: no message from the SDK for this long is reported as ``stalled``.
         env: variables for the agent's process, on top of the container's.
+        git: what the checkout clones into the working directory; the runner itself does not read it.
         max_restarts: how often a crashed CLI is restarted and resumed inside this pod.
     """
 
@@ -108,6 +131,7 @@ class RunnerInput(_Wire):
     stall_timeout_seconds: int | None = None
     env: dict[str, str] = Field(default_factory=dict)
     claude: ClaudeOptions = Field(default_factory=ClaudeOptions)
+    git: GitSource | None = None
     max_restarts: int = 2
 
 

@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .base import Name, Quantity, SpecModel, cel, validations
+from .base import MAX_JOB_NAME, Name, Quantity, SpecModel, cel, validations
 from .podtemplate import LocalObjectReference, PodTemplate
 
 MAX_PROMPT = 131072
 """Characters. The prompt travels in the resource and in the pod's annotations, which Kubernetes bounds."""
 
+JobName = Annotated[str, Field(min_length=1, max_length=MAX_JOB_NAME, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 ToolName = Annotated[str, Field(min_length=1, max_length=512)]
 JsonObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
@@ -145,9 +146,15 @@ class PersistentVolumeClaimWorkspace(SpecModel):
 
 
 class GitWorkspace(SpecModel):
-    """A git repository, cloned into the working directory before the agent starts."""
+    """A git repository, cloned into the working directory before the agent starts: shallow where the server allows,
+    without submodules and LFS. A clone of the same repository that a lasting workspace holds is left as it is."""
 
-    url: str = Field(max_length=2048, pattern=r"^(https?|ssh|git)://[^\s]+$", description="Where to clone from.")
+    url: str = Field(
+        max_length=2048,
+        # Without user and password: whoever may read the resource would read them.
+        pattern=r"^((https?|git)://|ssh://([A-Za-z0-9][A-Za-z0-9._-]*@)?)[A-Za-z0-9\[][^\s/@]*(/\S*)?$",
+        description="Where to clone from: http, https, ssh or git; credentials are given by secretRef only.",
+    )
     ref: str | None = Field(
         None,
         min_length=1,
@@ -156,7 +163,9 @@ class GitWorkspace(SpecModel):
         description="Branch, tag or commit; default: the remote's HEAD.",
     )
     secret_ref: LocalObjectReference | None = Field(
-        None, description="Secret with username and password, or ssh-privatekey."
+        None,
+        description="Secret with password and, if needed, username (https), or ssh-privatekey and, better, known_hosts "
+        "(ssh). Only the clone has it: the agent cannot push with it.",
     )
 
 
@@ -165,7 +174,16 @@ class Workspace(SpecModel):
 
     empty_dir: EmptyDirWorkspace | None = Field(None, description="A new, empty workspace for each attempt (default).")
     persistent_volume_claim: PersistentVolumeClaimWorkspace | None = Field(None, description="An existing claim.")
-    git: GitWorkspace | None = Field(None, description="A repository to start from.")
+    git: GitWorkspace | None = Field(
+        None,
+        description="A repository to start from.",
+        json_schema_extra=validations(
+            cel(
+                "!has(self.secretRef) || !self.url.startsWith('git://')",
+                "git:// takes no credentials; use https:// or ssh://, or leave out secretRef",
+            )
+        ),
+    )
 
 
 _RESERVED_ENV = "^(CLAUDE|ANTHROPIC|AWS_|GOOGLE_|LD_|PYTHON|NODE_|BASH_|GIT_SSH)|^(HOME|PATH|TMPDIR|SHELL|IS_SANDBOX)$"
@@ -213,7 +231,7 @@ class Retry(SpecModel):
 
 
 class JobSpec(SpecModel):
-    """What to run. Immutable except suspend, cancel and ttlSecondsAfterFinished."""
+    """What to run. Immutable except suspend, cancel, rerun and ttlSecondsAfterFinished."""
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT, description="What the agent is asked to do.")
     task_id: str | None = Field(None, min_length=1, max_length=253, description="The task manager's id of the task.")
@@ -264,6 +282,12 @@ class JobSpec(SpecModel):
         le=604800,
         description="Longest time of one attempt, seconds; default: the operator's JOB_TIMEOUT.",
     )
+    active_deadline_seconds: int | None = Field(
+        None,
+        ge=1,
+        le=31536000,
+        description="Longest time of the whole job, seconds, from its first attempt on, waiting times included.",
+    )
     stall_timeout_seconds: int | None = Field(
         None,
         ge=5,
@@ -275,9 +299,23 @@ class JobSpec(SpecModel):
         15, ge=1, le=600, description="How long a cancelled agent has to stop before it is killed, seconds."
     )
     retry: Retry = Field(default_factory=Retry, description="What happens after a failed attempt.")
+    depends_on: list[JobName] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Jobs of the same namespace that must have completed before this one starts. It fails when one of "
+        "them does, and waits for one that does not exist yet.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
     priority: int = Field(0, ge=-1000, le=1000, description="Among waiting jobs, higher starts first.")
     suspend: bool = Field(False, description="True stops the job's pod, or keeps it from starting, until false again.")
     cancel: bool = Field(False, description="True ends the job as Cancelled, whatever it does; it cannot be undone.")
+    rerun: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Raise it to run a job again that has failed: its attempts are counted anew, and its session is "
+        "resumed where the workspace has kept it. `claudejobs retry NAME` does so.",
+    )
     ttl_seconds_after_finished: int | None = Field(
         None,
         ge=0,
@@ -289,5 +327,5 @@ class JobSpec(SpecModel):
     )
 
 
-MUTABLE_FIELDS = frozenset({"suspend", "cancel", "ttl_seconds_after_finished"})
+MUTABLE_FIELDS = frozenset({"suspend", "cancel", "rerun", "ttl_seconds_after_finished"})
 """Fields of ``JobSpec`` that may change after the job was made."""

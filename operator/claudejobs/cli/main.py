@@ -12,7 +12,7 @@ import yaml
 
 from claudejobs import __version__
 from claudejobs.api.crd import custom_resource_definition
-from claudejobs.kube.client import ApiError
+from claudejobs.kube.client import MERGE_PATCH, ApiError, KubeClient, jobs_path
 from claudejobs.settings import Settings, SettingsError
 from claudejobs.store import Store, StoreError, upgrade
 
@@ -66,6 +66,33 @@ def migrate() -> None:
         asyncio.run(upgrade(url))
     except StoreError as error:
         raise _Failure(str(error)) from None
+
+
+@main.command()
+@click.argument("name")
+@click.option("--namespace", "-n", default="default", show_default=True, help="The job's namespace.")
+def retry(name: str, namespace: str) -> None:
+    """Run a failed job again, with its attempts counted anew."""
+
+    async def ask() -> None:
+        async with KubeClient.connect("cli") as client:
+            job = await client.get(jobs_path(namespace, name))
+            if job is None:
+                raise _Failure(f"there is no job {name} in namespace {namespace}")
+            phase = job.get("status", {}).get("phase", "Pending")
+            if phase != "Failed":
+                raise _Failure(f"job {name} is {phase}; only a job that has failed can be run again")
+            body = {
+                "metadata": {"resourceVersion": job["metadata"]["resourceVersion"]},
+                "spec": {"rerun": max(job["spec"].get("rerun", 0), job["status"].get("rerun", 0)) + 1},
+            }
+            await client.request("PATCH", jobs_path(namespace, name), body, content_type=MERGE_PATCH)
+
+    try:
+        asyncio.run(ask())
+    except ApiError as error:
+        raise _Failure(str(error)) from None
+    click.echo(f"job {name} runs again")
 
 
 @main.command()

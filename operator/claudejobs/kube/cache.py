@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from claudejobs.api.status import Phase
+from claudejobs.reconcile.dependencies import find_cycle
 from claudejobs.reconcile.views import JobView, Key, PodView, is_newer
 
 logger = logging.getLogger(__name__)
@@ -17,6 +19,7 @@ class Cache:
     def __init__(self) -> None:
         self.jobs: dict[Key, JobView] = {}
         self._pods: dict[Key, dict[str, PodView]] = {}
+        self._dependents: dict[Key, set[Key]] = {}
 
     def put_job(self, obj: dict[str, Any]) -> JobView:
         """Take a job in; returns what is now held of it."""
@@ -24,12 +27,39 @@ class Cache:
         old = self.jobs.get(new.key)
         if old is None or old.uid != new.uid or is_newer(new.resource_version, old.resource_version):
             self.jobs[new.key] = new
+            for name in new.spec.depends_on:
+                self._dependents.setdefault((new.namespace, name), set()).add(new.key)
         return self.jobs[new.key]
+
+    def dependents_of(self, key: Key) -> set[Key]:
+        """Jobs that wait, or waited, for this one."""
+        return self._dependents.get(key, set())
+
+    def dependencies_of(self, job: JobView) -> dict[str, Phase | None]:
+        """The phases of the jobs that a job waits for; ``None`` where there is no such job."""
+        held = {name: self.jobs.get((job.namespace, name)) for name in job.spec.depends_on}
+        return {name: other.status.phase if other else None for name, other in held.items()}
+
+    def cycle_of(self, job: JobView) -> list[str]:
+        """The circle of dependencies that a job is part of, if it is."""
+
+        def depends_on(name: str) -> list[str]:
+            other = self.jobs.get((job.namespace, name))
+            return other.spec.depends_on if other else []
+
+        return find_cycle(job.name, depends_on) if job.spec.depends_on else []
 
     def drop_job(self, key: Key, uid: str) -> JobView | None:
         """The job is gone; returns what was held, unless another job of that name has taken its place."""
         held = self.jobs.get(key)
-        return self.jobs.pop(key) if held is not None and held.uid == uid else None
+        if held is None or held.uid != uid:
+            return None
+        for name in held.spec.depends_on:
+            others = self._dependents.get((held.namespace, name), set())
+            others.discard(key)
+            if not others:
+                self._dependents.pop((held.namespace, name), None)
+        return self.jobs.pop(key)
 
     def put_pod(self, obj: dict[str, Any]) -> PodView | None:
         """Take a pod in; ``None`` when it is not an attempt of a job."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from claudejobs.api.process_state import process_id
+from claudejobs.api.status import Phase
 from claudejobs.reconcile.admission import Admission, Claim, Limits
 from claudejobs.reconcile.decide import Seen, decide
 from claudejobs.reconcile.rows import closed_row, row_of, rows_of
@@ -187,6 +188,8 @@ class Controller:
             admitted=self._admission.admits(key),
             waiting_message=self._admission.waiting_message(key),
             now=datetime.now(UTC),
+            dependencies=self._cache.dependencies_of(job),
+            cycle=self._cache.cycle_of(job),
         )
         decision = decide(seen, self._settings)
         if decision.create is not None:
@@ -207,6 +210,14 @@ class Controller:
         if row:
             self._store.put(row)
         self._account(job)
+        if job.status.phase.terminal:
+            self._wake_dependents(key)
+
+    def _wake_dependents(self, key: Key) -> None:
+        for dependent in self._cache.dependents_of(key):
+            other = self._cache.jobs.get(dependent)
+            if other and not other.status.phase.terminal:
+                self._queue.wake(dependent)
 
     def _account(self, job: JobView) -> None:
         """Tell the admission what the job holds or wants, and wake whoever may go now."""
@@ -217,7 +228,9 @@ class Controller:
             self._admission.hold(_claim(job))
             return
         backing_off = status.next_attempt_time is not None and status.next_attempt_time > datetime.now(UTC)
-        if status.phase.terminal or resting or backing_off:
+        phases = self._cache.dependencies_of(job).values()
+        depending = any(phase is not Phase.COMPLETED for phase in phases)
+        if status.phase.terminal or resting or backing_off or depending:
             freed = self._admission.release(key)
         else:
             freed = self._admission.wait(_claim(job))

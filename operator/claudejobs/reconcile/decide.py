@@ -93,8 +93,6 @@ def decide(seen: Seen, settings: Settings) -> Decision:
     job = seen.job
     if job.deleting:
         return Decision()  # the garbage collector stops the pods; rows are closed when the job is gone
-    if job.status.phase is Phase.FAILED and job.spec.rerun > job.status.rerun:
-        return Decision(status=report.rerun(job.status, job), delete_pods=_leftovers(seen))
     if job.status.phase.terminal:
         return _after_the_end(seen)
     if job.invalid:
@@ -136,8 +134,11 @@ def _base(seen: Seen) -> JobStatus:
 
 
 def _after_the_end(seen: Seen) -> Decision:
-    """A finished job: no pod of it may be left running, and it goes when its time to live is over."""
-    leftovers = _leftovers(seen)
+    """A finished job: no pod of it may be left running, it may be asked to run again, and it goes when its time to
+    live is over."""
+    leftovers, job = _leftovers(seen), seen.job
+    if job.status.phase is Phase.FAILED and job.spec.rerun > job.status.rerun:
+        return Decision(status=report.rerun(job.status, job), delete_pods=leftovers)
     ttl, ended = seen.job.spec.ttl_seconds_after_finished, seen.job.status.completion_time
     if ttl is None or ended is None:
         return Decision(delete_pods=leftovers)
@@ -182,9 +183,11 @@ def _between_attempts(seen: Seen, status: JobStatus, settings: Settings) -> Deci
         queued = report.waiting(status, Phase.QUEUED, "ConcurrencyLimit", seen.waiting_message)
         return Decision(status=queued, after=float(settings.progress_interval))  # its position changes meanwhile
     number = status.attempt + 1
+    last = status.attempts[-1] if status.attempts else None
+    unseen = last.pod_name if last and all(pod.attempt != last.attempt for pod in seen.pods) else None
     status = report.fields_ignored(status, ignored_fields(job.spec, settings), job, now)
     status = report.attempt_started(status, number, job, now)
-    return Decision(create=number, status=status, after=float(settings.start_timeout))
+    return Decision(create=number, status=status, confirm_gone=unseen, after=float(settings.start_timeout))
 
 
 def _starting(seen: Seen, status: JobStatus, pod: PodView, settings: Settings) -> Decision:

@@ -23,6 +23,7 @@ from claudejobs.api.events import (
     RunnerResult,
     Session,
     Text,
+    ToolResult,
     ToolUse,
     parse_result,
 )
@@ -98,7 +99,7 @@ class JobView:
         if status.phase.terminal:
             # A finished job's answer is never compared or written again; its figures still go into the row.
             figures = status.result and status.result.model_copy(update={"text": None, "structured_output": None})
-            status, raw = status.model_copy(update={"result": figures}), {}
+            status, raw = status.model_copy(update={"result": figures}), dict.fromkeys(raw)
         created = parse_time(meta["creationTimestamp"])
         assert created is not None
         return cls(
@@ -201,6 +202,9 @@ class PodView:
         )
 
 
+TAIL_LINES = 10
+
+
 @dataclass(frozen=True)
 class LiveReport:
     """What the runner's events have told so far of one attempt.
@@ -209,7 +213,7 @@ class LiveReport:
         step: what the agent does now, for people.
         result: the result event, which has the whole answer where the termination message had to be cut.
         drained: the log was read to its end after the container had ended.
-        tail: the newest lines that were not events: what a crash left behind.
+        tail: the last that the agent did and printed, for whoever looks at a failure.
     """
 
     progress: int = 0
@@ -228,18 +232,23 @@ class LiveReport:
             case Progress():
                 return replace(self, progress=max(self.progress, event.percent), step=event.message or self.step)
             case ToolUse():
-                return replace(self, step=f"{event.tool}: {event.summary}"[:200])
+                return self.with_text(f"{event.tool}: {event.summary}", is_step=True)
+            case ToolResult(is_error=True):
+                return self.with_text(f"tool failed: {event.summary}")
             case Text():
-                return replace(self, step=event.text.strip()[:200] or self.step)
+                return self.with_text(event.text, is_step=bool(event.text.strip()))
             case ApiRetry():
-                return replace(self, step=f"the model API answered {event.status or 'nothing'}; trying again")
-            case Notice(level="error" | "warning"):
-                return replace(self, tail=(*self.tail[-9:], event.text[:500]))
+                text = f"the model API answered {event.status or 'nothing'}; trying again"
+                return self.with_text(text, is_step=True)
+            case Notice():
+                return self.with_text(event.text)
             case Result():
                 return replace(self, result=event.result)
             case _:
                 return self
 
-    def with_text(self, line: str) -> LiveReport:
-        """Take in one line that is not an event."""
-        return replace(self, tail=(*self.tail[-9:], line[:500]))
+    def with_text(self, line: str, is_step: bool = False) -> LiveReport:
+        """Take in one line; ``is_step`` when it tells what the agent does now."""
+        text = " ".join(line.split())
+        tail = (*self.tail[-(TAIL_LINES - 1) :], text[:300]) if text else self.tail
+        return replace(self, tail=tail, step=text[:200] if is_step else self.step)
