@@ -464,3 +464,11 @@ def test_no_pod_of_a_finished_job_is_left_running() -> None:
 def test_a_finished_job_goes_when_its_time_to_live_is_over() -> None:
     assert decision(seen(ended_job(10, {"ttlSecondsAfterFinished": 30}))) == Decision(after=20)
     assert decision(seen(ended_job(30, {"ttlSecondsAfterFinished": 30}))) == Decision(delete_job=True)
+
+
+def test_the_pod_before_is_asked_for_when_it_is_not_seen() -> None:
+    """A new operator may see less than there is; two attempts must not meet for that."""
+    job = job_view(None, in_backoff(failed_attempt(1, "network")))
+    assert decision(seen(job)).confirm_gone == "job-1"
+    assert decision(seen(job, failing_pod(Category.NETWORK))).confirm_gone is None
+    assert decision(seen(job_view())).confirm_gone is None

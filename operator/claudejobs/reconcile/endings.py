@@ -32,8 +32,8 @@ def ending_of(pod: PodView, live: LiveReport | None) -> Ending:
     so by a SIGTERM; who sent it is the question that ``_disruption`` answers.
     """
     result = _whole(pod.result, live)
-    if result and result.outcome is Outcome.COMPLETED and pod.exit_code in (0, None):
-        return Ending(None, "", result, 0)
+    if result and result.outcome is Outcome.COMPLETED:
+        return Ending(None, "", result, pod.exit_code or 0)
     disruption = _disruption(pod)
     stopped = result is None or result.outcome is Outcome.CANCELLED
     if disruption and stopped:
@@ -70,8 +70,12 @@ def _disruption(pod: PodView) -> tuple[Category, str] | None:
         return Category.PREEMPTED, "a pod of higher priority needed the node"
     if pod.disruption in ("DeletionByTaintManager", "DeletionByPodGC") or pod.reason in ("NodeLost", "NodeShutdown"):
         return Category.NODE_LOST, f"node {pod.node} went away"
+    if pod.container_reason in ("ContainerStatusUnknown", "Unknown"):
+        return Category.NODE_LOST, f"node {pod.node} was started anew, and the container was gone"
     if pod.reason == "Evicted" or pod.disruption in ("EvictionByEvictionAPI", "TerminationByKubelet"):
-        return Category.EVICTED, pod.message or f"the pod was evicted from node {pod.node}"
+        # Of an eviction by the kubelet the pod tells; otherwise its message is whatever the runner left.
+        told = pod.message if pod.reason == "Evicted" or pod.disruption == "TerminationByKubelet" else ""
+        return Category.EVICTED, told or f"the pod was evicted from node {pod.node}"
     if pod.reason == "DeadlineExceeded":
         return Category.TIMEOUT, "the attempt's timeout passed, and the runner did not stop by itself"
     return None
@@ -86,8 +90,9 @@ def _without_result(pod: PodView, live: LiveReport | None) -> Ending:
         return Ending(category, f"{POLICIES[category].meaning}; the runner left no further result", None, code)
     if pod.deleting_since is not None:
         return Ending(Category.POD_LOST, f"pod {pod.name} was deleted before it ended", None, code)
-    if code is None:
-        return Ending(Category.RUNNER_CRASH, f"the pod failed before the runner started: {pod.message}{tail}")
+    if code is None:  # the kubelet did not take it in: no room after all, a device gone, the node starting anew
+        told = pod.message or pod.reason or "it does not say why"
+        return Ending(Category.EVICTED, f"node {pod.node} refused the pod: {told}")
     how = f"was killed by signal {code - 128}" if code > 128 else f"exited with code {code}"
     message = f"the runner {how} without a result that can be read{tail}"
     return Ending(Category.RUNNER_CRASH, message[:2000], None, code)

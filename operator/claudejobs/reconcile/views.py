@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from claudejobs.api.base import GROUP
+from claudejobs.api.base import GROUP, KIND
 from claudejobs.api.events import (
     ApiRetry,
     Event,
@@ -36,6 +36,7 @@ ATTEMPT_LABEL = f"{GROUP}/attempt"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGER = "claudejobs"
 CONTAINER = "runner"
+CHECKOUT = "checkout"
 
 Key = tuple[str, str]
 """``(namespace, name)`` of a job."""
@@ -124,6 +125,7 @@ class PodView:
     Attributes:
         terminated: the runner's container has ended; nothing of the attempt runs any more.
         reason: the pod's own reason, such as Evicted or DeadlineExceeded.
+        preparing: the checkout runs, and the runner has not begun.
         container_reason: why the container waits or ended, such as ImagePullBackOff or OOMKilled.
         disruption: reason of the pod's DisruptionTarget condition, such as PreemptionByScheduler.
         unschedulable: the scheduler's message, when no node takes the pod.
@@ -142,6 +144,7 @@ class PodView:
     phase: str
     terminated: bool = False
     running: bool = False
+    preparing: bool = False
     deleting_since: datetime | None = None
     node: str | None = None
     started: datetime | None = None
@@ -159,16 +162,24 @@ class PodView:
         """Trim a pod; ``None`` when it is not an attempt of a job (no owner of our kind, or no attempt label)."""
         meta, status = obj["metadata"], obj.get("status") or {}
         owner = next(
-            (o for o in meta.get("ownerReferences", []) if o.get("controller") and o["apiVersion"].startswith(GROUP)),
+            (
+                owner
+                for owner in meta.get("ownerReferences", [])
+                if owner.get("controller") and owner["kind"] == KIND and owner["apiVersion"].startswith(f"{GROUP}/")
+            ),
             None,
         )
         attempt = meta.get("labels", {}).get(ATTEMPT_LABEL, "")
         if owner is None or not attempt.isdecimal():
             return None
-        state = next((c.get("state") or {} for c in status.get("containerStatuses", []) if c["name"] == CONTAINER), {})
+        state = _state(status.get("containerStatuses"), CONTAINER)
+        started = parse_time((state.get("running") or state.get("terminated") or {}).get("startedAt"))
+        checkout = _state(status.get("initContainerStatuses"), CHECKOUT)
+        if started is None and (checkout.get("waiting") or (checkout.get("terminated") or {}).get("exitCode")):
+            state = checkout  # the runner waits for what the checkout lacks, or will never start
         ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
         conditions = {c["type"]: c for c in status.get("conditions", [])}
-        scheduled = conditions.get("PodScheduled", {})
+        scheduled, target = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
         phase = status.get("phase", "Pending")
         result = parse_result(ended.get("message"))
         completed = ended.get("exitCode") == 0 and result is not None and result.outcome is Outcome.COMPLETED
@@ -188,21 +199,27 @@ class PodView:
             # Any other ending waits for the pod, which then says what the cluster did to it.
             terminated=phase in ("Succeeded", "Failed") or completed,
             running="running" in state and phase == "Running",
+            preparing="running" in checkout,
             deleting_since=parse_time(meta.get("deletionTimestamp")),
             node=obj.get("spec", {}).get("nodeName"),
-            started=parse_time((state.get("running") or ended).get("startedAt")),
+            started=started,
             finished=parse_time(ended.get("finishedAt")),
             exit_code=ended.get("exitCode"),
             reason=status.get("reason", ""),
             container_reason=ended.get("reason") or waiting.get("reason") or "",
-            disruption=conditions.get("DisruptionTarget", {}).get("reason", ""),
+            disruption=target.get("reason", "") if target.get("status") == "True" else "",
             unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else None,
-            message=waiting.get("message") or status.get("message") or ended.get("message") or "",
+            message=waiting.get("message") or status.get("message") or (not result and ended.get("message")) or "",
             result=result,
         )
 
 
 TAIL_LINES = 10
+
+
+def _state(statuses: list[dict[str, Any]] | None, container: str) -> dict[str, Any]:
+    """State of a container, from the statuses of the pod's containers."""
+    return next((c.get("state") or {} for c in statuses or [] if c["name"] == container), {})
 
 
 @dataclass(frozen=True)
