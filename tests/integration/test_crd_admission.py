@@ -129,7 +129,8 @@ def test_the_resource_is_listed_as_documented(namespace: Namespace) -> None:
     name = unique("listed")
     namespace.apply(job(name, suspend=True, taskId="task-1", userId="user-1"))
     short = namespace.kubectl("get", "ccj", name).splitlines()[0].split()
-    wide = namespace.kubectl("get", "all", "-o", "wide").splitlines()
+    everything = namespace.kubectl("get", "all", "-o", "wide").splitlines()
+    wide = everything[next(n for n, line in enumerate(everything) if "PHASE" in line) :]
     assert short == ["NAME", "PHASE", "PROGRESS", "ATTEMPT", "COST", "AGE"]
     assert wide[0].split()[6:] == ["POD", "TASK", "USER", "MODEL", "MESSAGE"]
     assert any("task-1" in line and "user-1" in line for line in wide)
