@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -170,6 +171,12 @@ async def test_no_write_passes_a_fence_that_is_shut(
         await request(server[1], lefts, method, body)
     await asyncio.sleep(0.05)
     assert server[0].requests == []
+
+
+def test_the_kernel_drops_what_it_cannot_deliver_in_the_time_between_deadline_and_takeover() -> None:
+    address: Any = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))
+    with Fence(lambda: 1.0, 5.0).socket(address) as made:
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
 
 
 async def test_reads_need_no_leadership(server: tuple[Server, str]) -> None:
