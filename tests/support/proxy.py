@@ -16,15 +16,15 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from .kube import Namespace, wait_for
+from .kube import wait_for
 from .operator import REPOSITORY, free_port
 
 
 class ApiServerProxy:
-    """Stands between the API server and whoever uses ``kubeconfig``."""
+    """Stands between the API server of a kubeconfig and whoever uses ``kubeconfig``, a copy in ``folder``."""
 
-    def __init__(self, namespace: Namespace, folder: Path) -> None:
-        config = yaml.safe_load(namespace.cluster.kubeconfig.read_text())
+    def __init__(self, kubeconfig: Path, folder: Path) -> None:
+        config = yaml.safe_load(kubeconfig.read_text())
         cluster = config["clusters"][0]["cluster"]
         server, self._port = urlsplit(cluster["server"]), free_port()
         cluster["server"] = f"https://127.0.0.1:{self._port}"
