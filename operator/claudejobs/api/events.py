@@ -159,11 +159,11 @@ class RunnerResult(_Wire):
     text: str | None = None
     structured_output: Any = None
     num_turns: int = 0
-    cost_usd: float = 0.0
+    cost_usd: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     usage: Usage = Field(default_factory=Usage)
     model: str | None = None
     api_status: int | None = None
-    retry_after_seconds: float | None = None
+    retry_after_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     restarts: int = 0
     truncated: bool = False
 

@@ -15,6 +15,9 @@ from claudejobs.settings import Settings
 from .endings import Ending
 from .views import JobView
 
+MAX_RETRY_AFTER = 86400
+"""Longest Retry-After that is honoured, seconds."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -48,7 +51,7 @@ def verdict_on(
     if policy.spends_attempt:
         delay = backoff_seconds(job.spec.retry.backoff, spent, f"{job.uid}-{len(attempts)}")
     asked = (ending.result.retry_after_seconds if ending.result else None) or 0.0
-    return timedelta(seconds=round(max(delay, policy.backoff_seconds, asked)))
+    return timedelta(seconds=round(max(delay, policy.backoff_seconds, min(asked, MAX_RETRY_AFTER))))
 
 
 def backoff_seconds(backoff: Backoff, failures: int, seed: str) -> float:
