@@ -65,7 +65,9 @@ async def test_the_row_has_the_newest_lines_each_cut_and_the_table_has_all(db: D
         store.append_logs(line(seq) for seq in range(1, count))
         store.append_logs([line(count, text=long)])
         await store.flush(WAIT)
-        assert await store.last_log_seq("job-1-1") == count
+        last = await store.last_log("job-1-1")
+        assert last is not None
+        assert last.seq == count
         lines = await store.log_lines("job-1-1", after=count - 2)
         assert lines == [line(count - 1), line(count, text=long)]
         assert [found.seq for found in await store.log_lines("job-1-1", limit=3)] == [1, 2, 3]
@@ -116,7 +118,7 @@ async def test_lines_that_change_nothing_leave_updated_at(db: Db) -> None:
 async def test_no_lines_and_no_such_attempt(db: Db) -> None:
     await migrated(db)
     async with db.store() as store:
-        assert await store.last_log_seq("absent") == 0
+        assert await store.last_log("absent") is None
         assert await store.log_lines("absent") == []
 
 

@@ -1,8 +1,12 @@
-"""Cuts a log stream into lines, and never trusts their length."""
+"""Cuts a log stream into lines, never trusting their length, and numbers each line once."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
 from claudejobs.api.events import MAX_LINE_BYTES
+from claudejobs.store import LastLog
 
 _LIMIT = MAX_LINE_BYTES + 64  # room for the timestamp
 
@@ -54,3 +58,65 @@ def stamp_key(stamp: str) -> tuple[str, int]:
     seconds, _, fraction = stamp.rstrip("Z").partition(".")
     digits = "".join(c for c in fraction if c.isdigit())[:9]
     return seconds, int(digits.ljust(9, "0")) if digits else 0
+
+
+@dataclass(frozen=True)
+class SeenLine:
+    """One line of a log. ``number`` is None when the store has the line already."""
+
+    number: int | None
+    time: datetime
+    text: str
+
+
+class Reader:
+    """Numbers the lines of one container's log across streams that are cut, and across operators.
+
+    Args:
+        process: the attempt's process id.
+        stored: where the lines in the store end.
+    """
+
+    def __init__(self, process: str, stored: LastLog | None = None) -> None:
+        self.process_id = process
+        self.since: str | None = None
+        """Time of the last line, from which the next stream begins."""
+        self._seq = stored.seq if stored else 0
+        self._stored = stored
+        self._stored_left = stored.same_time if stored else 0
+        self._last = ("", 0)
+        self._seen_until = ("", 0)
+
+    def resume(self) -> None:
+        """A stream begins anew: what it repeats of the last whole second was seen before."""
+        self._seen_until = self._last
+
+    def take(self, raw: bytes) -> SeenLine | None:
+        """The line; ``None`` when it was seen before the stream was cut."""
+        stamp, text = split_timestamp(raw)
+        if stamp:
+            key = stamp_key(stamp)
+            if key <= self._seen_until:
+                return None
+            self._last, self.since = key, stamp
+        time = _time(self._last)
+        number = None
+        if not self._is_stored(time):
+            self._seq += 1
+            number = self._seq
+        return SeenLine(number, time, text.decode("utf-8", "replace"))
+
+    def _is_stored(self, time: datetime) -> bool:
+        """The store keeps microseconds, and two lines may have the same: then as many as it has are skipped."""
+        if self._stored is None or time > self._stored.time:
+            return False
+        if time == self._stored.time:
+            self._stored_left -= 1
+            return self._stored_left >= 0
+        return True
+
+
+def _time(key: tuple[str, int]) -> datetime:
+    if not key[0]:
+        return datetime.now(UTC)
+    return datetime.fromisoformat(f"{key[0]}+00:00").replace(microsecond=key[1] // 1000)

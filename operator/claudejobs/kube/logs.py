@@ -7,15 +7,14 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from claudejobs.api.events import parse_event
 from claudejobs.api.process_state import LogLine, process_id
 from claudejobs.reconcile.views import CONTAINER, Key, LiveReport, PodView
-from claudejobs.store import Store
+from claudejobs.store import LastLog, Store, StoreUnavailableError
 
 from .client import ApiError, KubeClient
-from .lines import LineSplitter, split_timestamp, stamp_key
+from .lines import LineSplitter, Reader
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +25,9 @@ MAX_STORED_LINE = 16384
 class LogFollowers:
     """One follower per pod whose container has started.
 
-    Lines are numbered by their place in the container's log, so that a follower that starts again from the
-    beginning (a new operator) writes the same lines under the same numbers, which the store ignores.
+    A new operator reads each log from its beginning, because only the events tell how far the agent is; the lines
+    that the store has already are recognised by their time and not numbered again, also when the log was rotated
+    meanwhile and begins in the middle.
     """
 
     def __init__(self, client: KubeClient, store: Store, changed: Callable[[Key], None]) -> None:
@@ -76,12 +76,12 @@ class LogFollowers:
     async def _run(self, pod: PodView, process: str) -> None:
         """Read until the container has ended and its log with it. A stream also ends when it is cut, when the log is
         rotated or the kubelet restarts; then it is taken up after the last line."""
-        reader = _Reader(process)
+        reader = Reader(process, await self._stored(process))
         delay = 0.2
         while True:
             ended = process in self._ended
             try:
-                await self._read(pod, reader)
+                await self._read(pod, reader, to_the_end=ended)
                 delay = 0.2
             except ApiError as error:
                 if error.status in (400, 404) and (ended or error.status == 404):
@@ -94,59 +94,43 @@ class LogFollowers:
         self._reports[process] = replace(self._reports.get(process, LiveReport()), drained=True)
         self._changed(pod.job)
 
-    async def _read(self, pod: PodView, reader: _Reader) -> None:
+    async def _stored(self, process: str) -> LastLog | None:
+        try:
+            return await self._store.last_log(process)
+        except StoreUnavailableError:
+            return None
+
+    async def _read(self, pod: PodView, reader: Reader, to_the_end: bool) -> None:
         async with self._client.follow_log(pod.namespace, pod.name, CONTAINER, reader.since) as stream:
             splitter = LineSplitter()
             reader.resume()
             async for chunk in stream.iter_any():
                 self._take(pod, reader, splitter.feed(chunk))
-            self._take(pod, reader, splitter.flush())
+            if to_the_end:
+                # Of a stream that was cut, half a line is worth nothing: it comes whole with the next stream.
+                self._take(pod, reader, splitter.flush())
 
-    def _take(self, pod: PodView, reader: _Reader, raw_lines: list[bytes]) -> None:
+    def _take(self, pod: PodView, reader: Reader, raw_lines: list[bytes]) -> None:
         report = self._reports.get(reader.process_id, LiveReport())
         lines = []
         for raw in raw_lines:
-            line = reader.take(raw)
-            if line is None:
+            seen = reader.take(raw)
+            if seen is None:
                 continue
-            event = parse_event(line.line)
-            report = report.with_event(event) if event else report.with_text(line.line)
-            stored = line.line[:MAX_STORED_LINE]
-            lines.append(line.model_copy(update={"line": stored, "stream": "event" if event else "stdout"}))
+            event = parse_event(seen.text)
+            report = report.with_event(event) if event else report.with_text(seen.text)
+            if seen.number is not None:
+                lines.append(
+                    LogLine(
+                        process_id=reader.process_id,
+                        seq=seen.number,
+                        time=seen.time,
+                        stream="event" if event else "stdout",
+                        line=seen.text[:MAX_STORED_LINE],
+                    )
+                )
         if lines:
             self._store.append_logs(lines)
+        if report != self._reports.get(reader.process_id):
             self._reports[reader.process_id] = report
             self._changed(pod.job)
-
-
-class _Reader:
-    """Numbers the lines of one log, and knows which it has seen."""
-
-    def __init__(self, process: str) -> None:
-        self.process_id = process
-        self._seq = 0
-        self._last = ("", 0)
-        self._seen_until = ("", 0)
-        self.since: str | None = None
-
-    def resume(self) -> None:
-        """A stream begins anew: what it repeats of the last whole second was seen before."""
-        self._seen_until = self._last
-
-    def take(self, raw: bytes) -> LogLine | None:
-        """The line with its number; ``None`` when it was seen before the stream was cut."""
-        stamp, text = split_timestamp(raw)
-        key = stamp_key(stamp) if stamp else self._last
-        if stamp:
-            if key <= self._seen_until:
-                return None
-            self._last, self.since = key, stamp
-        self._seq += 1
-        return LogLine(
-            process_id=self.process_id,
-            seq=self._seq,
-            time=datetime.fromisoformat(f"{key[0]}+00:00").replace(microsecond=key[1] // 1000)
-            if key[0]
-            else datetime.now(UTC),
-            line=text.decode("utf-8", "replace"),
-        )

@@ -7,9 +7,10 @@ from .config import StoreSettings
 from .errors import SchemaConflictError, StoreConfigError, StoreError, StoreUnavailableError
 from .merge import merge
 from .schema import upgrade
-from .store import OpenAttempt, Store, StoreHealth
+from .store import LastLog, OpenAttempt, Store, StoreHealth
 
 __all__ = [
+    "LastLog",
     "OpenAttempt",
     "SchemaConflictError",
     "Store",

@@ -176,9 +176,15 @@ def _sqlite_engine(target: Target, timeout: float) -> AsyncEngine:
     @event.listens_for(engine.sync_engine, "connect")
     def _pragmas(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.execute(f"PRAGMA busy_timeout={int(timeout * 1000)}")
+        limit = f"busy_timeout={int(timeout * 1000)}"
+        for pragma in (limit, "synchronous=NORMAL", "foreign_keys=ON", "journal_mode=WAL"):
+            try:
+                cursor.execute(f"PRAGMA {pragma}")
+            except Exception as error:
+                # Two connections that switch a new file to WAL meet without busy_timeout. The mode stays in
+                # the file, so it is enough that one of them succeeds, or whoever connects next.
+                if "WAL" not in pragma or "locked" not in str(error):
+                    raise
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")

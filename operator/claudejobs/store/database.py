@@ -23,6 +23,20 @@ T = TypeVar("T")
 _OPEN = [status.value for status in ProcessStatus if not status.terminal]
 
 
+class LastLog(NamedTuple):
+    """Where the stored lines of an attempt end.
+
+    Attributes:
+        seq: number of the last line.
+        time: its time, in microseconds.
+        same_time: how many lines have that very time, the last one included.
+    """
+
+    seq: int
+    time: datetime
+    same_time: int
+
+
 class OpenAttempt(NamedTuple):
     """An attempt whose row is not terminal."""
 
@@ -113,12 +127,21 @@ class Database:
             if len(rows) < page:
                 return found
 
-    async def last_log_seq(self, process_id: str) -> int:
-        """Return the highest number among an attempt's lines; 0 when it has none."""
-        query = select(func.max(process_logs.c.seq)).where(process_logs.c.process_id == process_id)
+    async def last_log(self, process_id: str) -> LastLog | None:
+        """Return where an attempt's lines end; None when it has none."""
+        mine = process_logs.c.process_id == process_id
+        newest = (
+            select(process_logs.c.seq, process_logs.c.time).where(mine).order_by(process_logs.c.seq.desc()).limit(1)
+        )
 
-        async def ask(connection: AsyncConnection) -> int:
-            return (await connection.execute(query)).scalar_one() or 0
+        async def ask(connection: AsyncConnection) -> LastLog | None:
+            row = (await connection.execute(newest)).first()
+            if row is None:
+                return None
+            same = select(func.count()).where(
+                mine, process_logs.c.seq > row.seq - 1000, process_logs.c.time == row.time
+            )
+            return LastLog(row.seq, row.time, (await connection.execute(same)).scalar_one())
 
         return await self._read(ask)
 

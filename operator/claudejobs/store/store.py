@@ -17,13 +17,13 @@ from .breaker import Breaker
 from .buffer import Buffer
 from .clean import clean_line, clean_row
 from .config import StoreSettings, parse_url
-from .database import Database, OpenAttempt
+from .database import Database, LastLog, OpenAttempt
 from .errors import StoreUnavailableError
 from .writer import Writer
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["OpenAttempt", "Store", "StoreHealth"]
+__all__ = ["LastLog", "OpenAttempt", "Store", "StoreHealth"]
 
 _WARN_EVERY = 10.0  # seconds between two warnings about dropped rows or lines
 
@@ -146,15 +146,15 @@ class Store:
             if not ((row := self._buffer.pending(attempt.process_id)) and row.status.terminal)
         ]
 
-    async def last_log_seq(self, process_id: str) -> int:
-        """Return the number of an attempt's last line in the database; 0 when it has none.
+    async def last_log(self, process_id: str) -> LastLog | None:
+        """Return where an attempt's lines in the database end; None when it has none.
 
         Raises:
-            StoreUnavailableError: the database cannot be used now. Following from the first line is safe:
-                lines that are there already are not written twice.
+            StoreUnavailableError: the database cannot be used now. Following from the first line is safe as long as
+                the log was not rotated: lines that are there already are not written twice.
         """
         self._check_usable()
-        return await self._database.last_log_seq(process_id)
+        return await self._database.last_log(process_id)
 
     async def log_lines(self, process_id: str, after: int = 0, limit: int = 1000) -> list[LogLine]:
         """Return up to ``limit`` lines of an attempt numbered above ``after``, in order.
