@@ -183,8 +183,8 @@ def _between_attempts(seen: Seen, status: JobStatus, settings: Settings) -> Deci
         queued = report.waiting(status, Phase.QUEUED, "ConcurrencyLimit", seen.waiting_message)
         return Decision(status=queued, after=float(settings.progress_interval))  # its position changes meanwhile
     number = status.attempt + 1
-    last = status.attempts[-1] if status.attempts else None
-    unseen = last.pod_name if last and all(pod.attempt != last.attempt for pod in seen.pods) else None
+    previous = status.attempts[-1] if status.attempts else None
+    unseen = previous.pod_name if previous and all(p.attempt != previous.attempt for p in seen.pods) else None
     status = report.fields_ignored(status, ignored_fields(job.spec, settings), job, now)
     status = report.attempt_started(status, number, job, now)
     return Decision(create=number, status=status, confirm_gone=unseen, after=float(settings.start_timeout))
