@@ -230,9 +230,7 @@ ENDINGS: list[tuple[str, Category | None, dict[str, Any], str]] = [
     ENDINGS,
     ids=[f"{e[0][8:]}-{e[1] or 'completed'}" for e in ENDINGS],
 )
-async def test_ending(
-    start: Start, prompt: str, category: Category | None, fields: dict[str, Any], said: str
-) -> None:
+async def test_ending(start: Start, prompt: str, category: Category | None, fields: dict[str, Any], said: str) -> None:
     run = await start(prompt, **fields)
     result = await run.end()
     assert result.category == category, result
@@ -389,9 +387,7 @@ BAD_INPUTS: list[tuple[dict[str, Any], Category, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "category", "said"), BAD_INPUTS)
-async def test_bad_input_is_a_clear_result(
-    start: Start, fields: dict[str, Any], category: Category, said: str
-) -> None:
+async def test_bad_input_is_a_clear_result(start: Start, fields: dict[str, Any], category: Category, said: str) -> None:
     result = await (await start("hello", **fields)).end()
     assert result.category is category
     assert said in result.message

@@ -17,19 +17,13 @@ from claudejobs.runner.classify import Ending, Report, StopReason, classify, is_
 
 
 def api_error(status: int | None, label: str, text: str = "API Error", **more: str) -> Ending:
-    report = Report(
-        subtype="success", is_error=True, status=status, terminal_reason="api_error", text=text, **more
-    )
+    report = Report(subtype="success", is_error=True, status=status, terminal_reason="api_error", text=text, **more)
     # The SDK raises as well, after the result.
-    return Ending(
-        report=report, error=ResultError("again", {"subtype": "success"}, 1), label=label, started=True
-    )
+    return Ending(report=report, error=ResultError("again", {"subtype": "success"}, 1), label=label, started=True)
 
 
 def result(subtype: str, terminal_reason: str | None = None) -> Ending:
-    return Ending(
-        report=Report(subtype=subtype, is_error=True, terminal_reason=terminal_reason), started=True
-    )
+    return Ending(report=Report(subtype=subtype, is_error=True, terminal_reason=terminal_reason), started=True)
 
 
 FAILURES = [
@@ -85,9 +79,7 @@ def test_success_is_believed_only_without_is_error() -> None:
 
 
 def test_denied_permission_is_no_failure() -> None:
-    ending = Ending(
-        report=Report(subtype="success", terminal_reason="completed", output=True), wants_output=True
-    )
+    ending = Ending(report=Report(subtype="success", terminal_reason="completed", output=True), wants_output=True)
     assert classify(ending).outcome is Outcome.COMPLETED
 
 
