@@ -157,20 +157,32 @@ def _env(spec: JobSpec, settings: Settings) -> list[dict[str, Any]]:
 
 
 def _resources(template: PodTemplate, settings: Settings) -> dict[str, Any]:
-    """The operator's defaults, under what the author says. A request above a default limit raises the limit."""
+    """What the author says, and the operator's defaults for the rest, as far as they fit: a default request is no
+    more than the author's limit, a default limit no less than the author's request."""
     own = template.resources
     requests = {"cpu": settings.default_cpu_request, "memory": settings.default_memory_request}
     limits = {"cpu": settings.default_cpu_limit, "memory": settings.default_memory_limit}
     if own:
-        for name, quantity in own.limits.items():
-            limits[name] = quantity
-            # A default request must not exceed the author's limit; Kubernetes then takes the limit as the request.
-            requests.pop(name, None)
-        for name, quantity in own.requests.items():
-            requests[name] = quantity
-            if name not in own.limits:
-                limits.pop(name, None)
+        for name in requests:
+            if name in own.limits:
+                requests[name] = min(requests[name], own.limits[name], key=_amount)
+            if name in own.requests:
+                limits[name] = max(limits[name], own.requests[name], key=_amount)
+        requests, limits = requests | own.requests, limits | own.limits
     return {"requests": requests, "limits": limits}
+
+
+_SUFFIXES = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
+
+
+def _amount(quantity: str) -> float:
+    """A quantity as a number: ``500m`` is 0.5, ``2Gi`` is 2147483648."""
+    number = quantity.rstrip("mkKMGTPEi")
+    suffix = quantity[len(number) :]
+    if suffix == "m":
+        return float(number) / 1000
+    base = 1024 if suffix.endswith("i") else 1000
+    return float(number) * float(base ** _SUFFIXES[suffix.rstrip("i")])
 
 
 def _volumes(spec: JobSpec) -> list[dict[str, Any]]:
