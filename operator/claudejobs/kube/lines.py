@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -45,19 +46,27 @@ class LineSplitter:
         self._dropping = len(self._buffer) >= _LIMIT
 
 
+_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+
+
 def split_timestamp(line: bytes) -> tuple[str, bytes]:
     """The kubelet's timestamp and the text; the timestamp is empty when the line has none."""
     stamp, space, text = line.partition(b" ")
-    if space and len(stamp) <= 40 and stamp[:4].isdigit() and b"T" in stamp:
-        return stamp.decode("ascii", "replace"), text
+    if space and _STAMP.fullmatch(stamp):
+        return stamp.decode("ascii"), text
     return "", line
 
 
 def stamp_key(stamp: str) -> tuple[str, int]:
-    """Order of timestamps: whole seconds, nanoseconds. Their fraction has no fixed length, so text order is wrong."""
-    seconds, _, fraction = stamp.rstrip("Z").partition(".")
-    digits = "".join(c for c in fraction if c.isdigit())[:9]
-    return seconds, int(digits.ljust(9, "0")) if digits else 0
+    """Order of timestamps: whole seconds in UTC, nanoseconds. Their fraction has no fixed length, so text order is
+    wrong, and a node may write them in its own time zone."""
+    seconds, rest = stamp[:19], stamp[19:]
+    offset = rest.lstrip(".0123456789")
+    fraction = rest[1 : len(rest) - len(offset)]
+    if offset not in ("", "Z"):
+        utc = datetime.fromisoformat(seconds + offset).astimezone(UTC)
+        seconds = utc.strftime("%Y-%m-%dT%H:%M:%S")
+    return seconds, int(fraction.ljust(9, "0")) if fraction else 0
 
 
 @dataclass(frozen=True)
