@@ -45,6 +45,8 @@ class WorkQueue(Generic[K]):
 
     def add_after(self, key: K, seconds: float) -> None:
         """Have the key worked on no later than in that many seconds."""
+        if self._closed:
+            return
         due = asyncio.get_running_loop().time() + max(seconds, 0)
         timer = self._timers.get(key)
         if timer is not None:
