@@ -12,6 +12,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from claudejobs.api.base import Quantity
+
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """Where a pod that has a service account's token finds its namespace."""
 
@@ -71,10 +73,10 @@ class Settings(BaseSettings):
         None, pattern=r"^https?://", description="ANTHROPIC_BASE_URL of the jobs; empty means the public API."
     )
     default_model: str | None = Field(None, description="Model of jobs that name none; empty means the SDK's.")
-    default_cpu_request: str = Field("250m", description="CPU request of a job's pod.")
-    default_cpu_limit: str = Field("2", description="CPU limit of a job's pod.")
-    default_memory_request: str = Field("512Mi", description="Memory request of a job's pod.")
-    default_memory_limit: str = Field("2Gi", description="Memory limit of a job's pod.")
+    default_cpu_request: Quantity = Field("250m", description="CPU request of a job's pod.")
+    default_cpu_limit: Quantity = Field("2", description="CPU limit of a job's pod.")
+    default_memory_request: Quantity = Field("512Mi", description="Memory request of a job's pod.")
+    default_memory_limit: Quantity = Field("2Gi", description="Memory limit of a job's pod.")
     runtime_class_name: str | None = Field(
         None, description="RuntimeClass of all jobs' pods, e.g. gvisor; a job cannot choose another."
     )
@@ -143,11 +145,12 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _known_database(self) -> Self:
-        if not self.database_url.get_secret_value().startswith(("postgres://", "postgresql://", "sqlite:///")):
-            raise ValueError("DATABASE_URL: must start with postgresql:// or sqlite:///")
-        return self
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(("postgres://", "postgresql://", "sqlite:///")):
+            raise ValueError("must start with postgresql:// or sqlite:///")
+        return value
 
     @model_validator(mode="after")
     def _possible_election(self) -> Self:
@@ -188,4 +191,5 @@ def _explain(error: dict[str, object]) -> str:
         return str(error["msg"]).removeprefix("Value error, ")
     secret = any(part in name for part in ("PASSWORD", "URL"))
     came = "" if secret else f" {error['input']!r} is not valid:"
-    return f"{name}:{came} {error['msg']}. {Settings.model_fields[name.lower()].description}"
+    told = str(error["msg"]).removeprefix("Value error, ")
+    return f"{name}:{came} {told}. {Settings.model_fields[name.lower()].description}"
