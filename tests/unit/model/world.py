@@ -1,0 +1,561 @@
+"""A small world around the operator: an API server, a kubelet, logs, a clock, and users. Nothing in it sleeps.
+
+The operator's own parts are the real ones: the cache, ``decide`` and the code that carries decisions out. Only what
+they talk to is made here, so that a call can be cut before or after its effect, and the world can move between two
+calls. ``ApiServer`` checks, with every write, what must hold at all times; see ``_check_creation`` and
+``_check_status``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, Literal, TypeVar, cast
+
+from claudejobs.api.events import RunnerResult, parse_result
+from claudejobs.api.process_state import ProcessState, process_id
+from claudejobs.api.status import JobStatus, Phase
+from claudejobs.kube.apply import Applier, Stale
+from claudejobs.kube.cache import Cache
+from claudejobs.kube.client import ApiError, KubeClient
+from claudejobs.reconcile.decide import Decision, Seen, decide
+from claudejobs.reconcile.rows import row_of, rows_of
+from claudejobs.reconcile.views import ATTEMPT_LABEL, CONTAINER, JobView, LiveReport
+from claudejobs.settings import Settings
+
+from .objects import NOW, Json, job_object, stamp
+
+T = TypeVar("T")
+Decide = Callable[[Seen, Settings], Decision]
+KEY = ("team", "job")
+
+
+class Crash(BaseException):
+    """The operator's process dies here."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What befalls the ``call``-th API call of one reconciliation.
+
+    Attributes:
+        how: ``crash-`` ends the operator, ``error-`` loses the request or its answer; ``none`` lets it pass.
+        meanwhile: what happens just before the call.
+    """
+
+    call: int
+    how: Literal["none", "crash-before", "crash-after", "error-before", "error-after"] = "none"
+    meanwhile: Callable[[], None] = lambda: None
+
+
+@dataclass
+class Process:
+    """The truth about one pod's container, which may differ from what the API server has.
+
+    Attributes:
+        excused: a user removed the pod by force; whatever still runs is theirs to answer for.
+        log: what a reader of the log knows after each line.
+    """
+
+    attempt: int
+    pod_name: str
+    state: Literal["waiting", "running", "ended"] = "waiting"
+    hung: bool = False
+    excused: bool = False
+    log: list[LiveReport] = field(default_factory=lambda: [LiveReport()])
+
+
+@dataclass(frozen=True)
+class End:
+    """How a container ends: its exit code, and what it leaves in termination message and log."""
+
+    code: int
+    result: Json | None = None
+    reason: str = "Error"
+    logged: bool = True
+
+    @property
+    def message(self) -> str:
+        return json.dumps({"version": 1} | self.result) if self.result else ""
+
+
+COMPLETED = End(0, {"outcome": "completed", "text": "done", "cost_usd": 0.5}, "Completed")
+STOPPED = End(35, {"outcome": "cancelled", "category": "cancelled", "cost_usd": 0.1})
+KILLED = End(137)
+
+
+class ApiServer:
+    """Holds the job and its pods, tells of every change, and refuses stale writes."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._revision = 1000
+        self.job: Json | None = None
+        self.pods: dict[str, Json] = {}
+        self.job_events: list[tuple[str, Json]] = []
+        self.pod_events: list[tuple[str, Json]] = []
+        self.status_writes = 0
+        self.created: list[int] = []
+        self.calls = 0
+        self.cut: Cut | None = None
+
+    # What the operator calls, with the signatures of KubeClient.
+
+    async def get(self, path: str, params: dict[str, str] | None = None) -> Json | None:
+        return self._call(lambda: copy.deepcopy(self._find(path)))
+
+    async def request(self, method: str, path: str, body: Json | None = None) -> Json:
+        assert body is not None
+        act = {"POST": self._create_pod, "DELETE": self._delete}[method]
+        return self._call(lambda: copy.deepcopy(act(path, copy.deepcopy(body))))
+
+    async def patch_status(self, namespace: str, name: str, resource_version: str, status: Json) -> Json:
+        return self._call(lambda: copy.deepcopy(self._patch(resource_version, copy.deepcopy(status))))
+
+    def _call(self, effect: Callable[[], T]) -> T:
+        self.calls += 1
+        cut = self.cut if self.cut and self.cut.call == self.calls else Cut(0)
+        cut.meanwhile()
+        if cut.how == "crash-before":
+            raise Crash
+        if cut.how == "error-before":
+            raise ApiError(0, "ServerDisconnected", "the request was lost")
+        answer = effect()
+        if cut.how == "crash-after":
+            raise Crash
+        if cut.how == "error-after":
+            raise ApiError(0, "TimeoutError", "the answer was lost")
+        return answer
+
+    def _find(self, path: str) -> Json | None:
+        return self.pods.get(path.rsplit("/", 1)[1]) if "/pods" in path else self.job
+
+    def _create_pod(self, _: str, body: Json) -> Json:
+        name, number = body["metadata"]["name"], int(body["metadata"]["labels"][ATTEMPT_LABEL])
+        if name in self.pods:
+            raise ApiError(409, "AlreadyExists", f'pods "{name}" already exists')
+        self._check_creation(number)
+        uid = f"pod-{len(self._world.processes)}"
+        body["metadata"] |= {"uid": uid, "creationTimestamp": stamp(self._world.now)}
+        body["status"] = {"phase": "Pending"}
+        self.pods[name] = body
+        self.created.append(number)
+        self._world.processes[uid] = Process(number, name)
+        return self.changed(body, "ADDED")
+
+    def _delete(self, path: str, body: Json) -> Json:
+        obj = self._find(path)
+        if obj is None:
+            raise ApiError(404, "NotFound", "not found")
+        if obj["metadata"]["uid"] != body["preconditions"]["uid"]:
+            raise ApiError(409, "Conflict", "the UID in the precondition does not match")
+        if obj is self.job:
+            self.remove_job()
+            return {"kind": "Status"}
+        self.delete_pod(obj, body.get("gracePeriodSeconds"))
+        return {"kind": "Pod"} | obj
+
+    def _patch(self, version: str, status: Json) -> Json:
+        if self.job is None:
+            raise ApiError(404, "NotFound", "not found")
+        if version != self.job["metadata"]["resourceVersion"]:
+            raise ApiError(409, "Conflict", "the object has been modified")
+        old = self.job.get("status", {})
+        new = {k: v for k, v in (old | status).items() if v is not None}
+        self._check_status(old, new)
+        self.status_writes += 1
+        self.job["status"] = new
+        return self.changed(self.job)
+
+    # What changes objects, for the operator, users and the kubelet alike.
+
+    def changed(self, obj: Json, event: str = "MODIFIED") -> Json:
+        """Give an object its next version, and tell the watchers."""
+        self._revision += 1
+        obj["metadata"]["resourceVersion"] = str(self._revision)
+        events = self.job_events if obj is self.job else self.pod_events
+        events.append((event, copy.deepcopy(obj)))
+        return obj
+
+    def delete_pod(self, pod: Json, grace: int | None = None) -> None:
+        """Delete a pod: at once when nothing of it can run, by the kubelet's hand otherwise."""
+        done = pod["status"]["phase"] in ("Succeeded", "Failed") or "nodeName" not in pod["spec"]
+        if done or grace == 0:
+            self.remove_pod(pod)
+            return
+        grace = pod["spec"]["terminationGracePeriodSeconds"] if grace is None else grace
+        pod["metadata"].setdefault("deletionTimestamp", stamp(self._world.now + timedelta(seconds=grace)))
+        self.changed(pod)
+
+    def remove_pod(self, pod: Json) -> None:
+        """The object goes. A container goes with it, unless its kubelet hangs."""
+        process = self._world.processes[pod["metadata"]["uid"]]
+        if not (process.hung and process.state == "running"):
+            process.state = "ended"
+        del self.pods[pod["metadata"]["name"]]
+        self.changed(pod, "DELETED")
+
+    def remove_job(self) -> None:
+        """The job goes, and the garbage collector takes its pods."""
+        assert self.job is not None
+        self.changed(self.job, "DELETED")
+        self.job = None
+        for pod in list(self.pods.values()):
+            self.delete_pod(pod)
+
+    # What must hold.
+
+    def _check_creation(self, number: int) -> None:
+        world, job = self._world, self.job
+        assert job is not None, "a pod was made for a job that is gone"
+        assert world.operator is not None
+        known = world.operator.cache.jobs[KEY]
+        assert not known.spec.cancel, "a pod was made after the cancel was seen"
+        assert not known.spec.suspend, "a pod was made after the suspension was seen"
+        others = [p for p in world.processes.values() if p.state != "ended" and not p.excused]
+        assert not others, f"pod {number} was made while pod {others[0].attempt} may still run"
+        status = JobStatus.model_validate(job.get("status", {}))
+        assert not status.phase.terminal, "a pod was made for a job at its end"
+        assert status.open_attempt is None, f"pod {number} was made while attempt {status.attempt} is open"
+        assert number == status.attempt + 1, f"pod {number} follows attempt {status.attempt}"
+        counted = number - sum(a.outcome == "suspended" for a in status.attempts)
+        assert counted <= world.most_attempts, f"{counted} attempts were made, {world.most_attempts} are allowed"
+
+    def _check_status(self, old: Json, new: Json) -> None:
+        status = JobStatus.model_validate(new)
+        numbers = [a.attempt for a in status.attempts]
+        assert numbers == list(range(1, len(numbers) + 1)), f"attempts are numbered {numbers}"
+        assert status.attempt == len(numbers), f"status.attempt is {status.attempt} of {len(numbers)}"
+        for closed in status.attempts[:-1]:
+            assert closed.outcome, f"attempt {closed.attempt} is open, and not the last"
+        before = {one["attempt"]: one for one in old.get("attempts", [])}
+        for one in status.attempts:
+            if one.category == "pod_lost" and "outcome" not in before.get(one.attempt, {}):
+                pod = self.pods.get(one.pod_name)
+                alive = pod and self._world.process(pod).state != "ended"
+                assert not alive, f"attempt {one.attempt} was taken for lost while its pod may still run"
+            assert (one.end_time is None) == (one.outcome is None), f"attempt {one.attempt} is half closed"
+        if status.phase in (Phase.STARTING, Phase.RUNNING):
+            assert status.open_attempt, f"phase {status.phase} without an open attempt"
+        if old.get("phase") == "Running" and old.get("attempt") == status.attempt:
+            assert status.phase is not Phase.STARTING, "a running attempt went back to its start"
+        if status.phase.terminal:
+            assert not status.open_attempt, "the job is at its end, its attempt is not"
+            assert status.completion_time, "the job is at its end without a completionTime"
+        if old.get("phase") in ("Completed", "Failed", "Cancelled"):
+            for name in ("phase", "completionTime", "attempts"):
+                assert old.get(name) == new.get(name), f"{name} changed after the job's end"
+
+
+class Operator:
+    """One life of the operator's process: it lists everything, then lives on what it is told.
+
+    ``behind`` is how many events old its first listing of the pods is: an API server may answer from a cache.
+    """
+
+    def __init__(self, world: World, behind: int = 0) -> None:
+        self._world = world
+        self.cache = Cache()
+        self._applier = Applier(cast(KubeClient, world.api), self.cache, world.settings)
+        self._live: dict[str, LiveReport] = {}
+        self._jobs_heard, self._pods_heard = len(world.api.job_events), 0
+        if behind:
+            self.list_jobs()
+            self.hear(0, max(0, len(world.api.pod_events) - behind))
+        else:
+            self.resync()
+            self._pods_heard = len(world.api.pod_events)
+
+    def resync(self) -> None:
+        """List everything; the events that are on their way still come."""
+        self.list_jobs()
+        api = self._world.api
+        for pod in api.pods.values():
+            self.cache.put_pod(copy.deepcopy(pod))
+        there = {pod["metadata"]["uid"] for pod in api.pods.values()}
+        for view in self.cache.all_pods():
+            if view.uid not in there:
+                self.cache.drop_pod(view.job, view.name, view.uid)
+
+    def list_jobs(self) -> None:
+        """List the jobs, and mirror what they say of all their attempts."""
+        api = self._world.api
+        if api.job is not None:
+            self.cache.put_job(copy.deepcopy(api.job))
+        held = self.cache.jobs.get(KEY)
+        if held and api.job is None:
+            self.cache.drop_job(KEY, held.uid)
+        for job in self.cache.jobs.values():
+            for row in rows_of(job):
+                self._world.mirror(row)
+
+    def hear(self, jobs: int = 10**9, pods: int = 10**9) -> None:
+        """Get that many of the events that are on their way."""
+        api = self._world.api
+        for event, obj in api.job_events[self._jobs_heard : self._jobs_heard + jobs]:
+            self._jobs_heard += 1
+            if event == "DELETED":
+                self.cache.drop_job(KEY, obj["metadata"]["uid"])
+            else:
+                self.cache.put_job(obj)
+        for event, obj in api.pod_events[self._pods_heard : self._pods_heard + pods]:
+            self._pods_heard += 1
+            view = self.cache.put_pod(obj)
+            if event == "DELETED" and view:
+                self.cache.drop_pod(view.job, view.name, view.uid)
+
+    def read_log(self, process: Process, lines: int = 10**9) -> None:
+        """Read on in a pod's log, as long as there is one."""
+        if process.pod_name not in self._world.api.pods:
+            return
+        key = process_id(cast(Json, self._world.job)["metadata"]["uid"], process.attempt)
+        known = self._live.get(key)
+        at = process.log.index(known) if known in process.log else 0
+        at = min(at + lines, len(process.log) - 1)
+        self._live[key] = process.log[at]
+
+    def reconcile(self) -> float | None:
+        """See, decide, act, mirror, as the controller does; returns after how long to look again."""
+        job = self.cache.jobs.get(KEY)
+        if job is None:
+            return None
+        pods = self.cache.pods_of(job)
+        newest = max([job.status.attempt, *(pod.attempt for pod in pods)])
+        live = self._live.get(process_id(job.uid, newest))
+        seen = Seen(job, pods, live, self._world.admitted, "waits for a slot", self._world.now)
+        decision = self._world.decide(seen, self._world.settings)
+        assert decision == self._world.decide(seen, self._world.settings), "the same view, and another decision"
+        try:
+            return finish(self._applier.apply(job, decision))
+        except (Stale, ApiError):
+            return 1.0
+        finally:
+            self._mirror(live)
+
+    def _mirror(self, live: LiveReport | None) -> None:
+        job: JobView | None = self.cache.jobs.get(KEY)
+        row = row_of(job, job.status, live) if job else None
+        if row:
+            self._world.mirror(row)
+
+
+class World:
+    """Everything at once. Its methods are what may happen."""
+
+    def __init__(self, settings: Settings, spec: Json | None = None, decide: Decide = decide) -> None:
+        self.settings = settings
+        self.decide = decide
+        self.now = NOW
+        self.admitted = True
+        self.hindrance: tuple[str, str] | None = None
+        self.processes: dict[str, Process] = {}
+        self.rows: dict[str, ProcessState] = {}
+        self.api = ApiServer(self)
+        self.api.job = job_object(spec, creationTimestamp=stamp(self.now))
+        self.api.changed(self.api.job, "ADDED")
+        self.operator: Operator | None = Operator(self)
+        allowed = (spec or {}).get("retry", {}).get("maxAttempts") or settings.retry_attempts
+        self.most_attempts = allowed + settings.max_disruptions
+
+    @property
+    def job(self) -> Json | None:
+        return self.api.job
+
+    @property
+    def status(self) -> JobStatus:
+        assert self.api.job is not None
+        return JobStatus.model_validate(self.api.job.get("status", {}))
+
+    # The operator.
+
+    def reconcile(self, cut: Cut | None = None) -> float | None:
+        """One reconciliation, which may be cut."""
+        if self.operator is None:
+            self.operator = Operator(self)
+        self.api.calls, self.api.cut = 0, cut
+        try:
+            return self.operator.reconcile()
+        except Crash:
+            self.operator = None
+            return None
+        finally:
+            self.api.cut = None
+
+    def mirror(self, row: ProcessState) -> None:
+        """A row on its way to the store must not contradict what was there before."""
+        old = self.rows.get(row.process_id)
+        if old:
+            assert row.status.rank >= old.status.rank, f"row {row.process_id}: {old.status} became {row.status}"
+            if old.status.terminal:
+                assert row.status == old.status, f"row {row.process_id}: {old.status} became {row.status}"
+                assert row.end_time == old.end_time, f"row {row.process_id} ended twice"
+        self.rows[row.process_id] = row
+
+    # The kubelet and the rest of the cluster.
+
+    def process(self, pod: Json) -> Process:
+        return self.processes[pod["metadata"]["uid"]]
+
+    def start(self, pod: Json) -> None:
+        """The scheduler binds a pod; then the kubelet starts its container."""
+        process = self.process(pod)
+        if process.hung or pod["status"]["phase"] != "Pending" or "deletionTimestamp" in pod["metadata"]:
+            return
+        if "nodeName" not in pod["spec"]:
+            pod["spec"]["nodeName"] = "node-a"
+            pod["status"] = {"phase": "Pending"}
+        else:
+            process.state = "running"
+            state = {"running": {"startedAt": stamp(self.now)}}
+            pod["status"] = {"phase": "Running", "containerStatuses": [{"name": CONTAINER, "state": state}]}
+        self.api.changed(pod)
+
+    def hinder(self, pod: Json, reason: str, message: str) -> None:
+        """Something keeps a pod from starting."""
+        if pod["status"]["phase"] != "Pending":
+            return
+        if "nodeName" in pod["spec"]:
+            state = {"waiting": {"reason": reason, "message": message}}
+            pod["status"]["containerStatuses"] = [{"name": CONTAINER, "state": state}]
+        else:
+            condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no nodes"}
+            pod["status"]["conditions"] = [condition]
+        self.api.changed(pod)
+
+    def work(self, pod: Json, percent: int) -> None:
+        """The agent gets on, and its log says so."""
+        process = self.process(pod)
+        if process.state == "running":
+            process.log.append(replace(process.log[-1], progress=max(percent, process.log[-1].progress)))
+
+    def end(self, pod: Json, end: End) -> None:
+        """The container ends. The pod's phase follows later, in ``settle``."""
+        process = self.process(pod)
+        if process.hung or process.state != "running":
+            return
+        process.state = "ended"
+        result: RunnerResult | None = parse_result(end.message)
+        last = process.log[-1]
+        process.log.append(replace(last, result=result if end.logged else None))
+        process.log.append(replace(process.log[-1], drained=True))
+        ended = {"exitCode": end.code, "reason": end.reason, "message": end.message, "finishedAt": stamp(self.now)}
+        started = pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"]
+        state = {"terminated": ended | {"startedAt": started}}
+        pod["status"]["containerStatuses"] = [{"name": CONTAINER, "state": state}]
+        self.api.changed(pod)
+
+    def settle(self, pod: Json) -> None:
+        """The kubelet reports a pod whose container has ended, and lets a deleted one go."""
+        process = self.process(pod)
+        if process.hung:
+            return
+        deleted, phase = "deletionTimestamp" in pod["metadata"], pod["status"]["phase"]
+        if phase in ("Succeeded", "Failed") or (deleted and process.state == "waiting"):
+            if deleted:
+                self.api.remove_pod(pod)
+        elif process.state == "ended":
+            code = pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"]
+            pod["status"]["phase"] = "Succeeded" if code == 0 else "Failed"
+            self.api.changed(pod)
+
+    def evict(self, pod: Json) -> None:
+        """The kubelet evicts a pod, and the container's own record is lost."""
+        process = self.process(pod)
+        if process.hung or pod["status"]["phase"] in ("Succeeded", "Failed"):
+            return
+        process.state = "ended"
+        pod["status"] = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
+        self.api.changed(pod)
+
+    def preempt(self, pod: Json) -> None:
+        """The scheduler makes room for another pod."""
+        if "nodeName" in pod["spec"] and pod["status"]["phase"] not in ("Succeeded", "Failed"):
+            condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+            pod["status"]["conditions"] = [condition]
+            self.api.delete_pod(pod)
+
+    # Users.
+
+    def set_spec(self, **fields: Any) -> None:
+        if self.job is not None:
+            self.job["spec"] |= fields
+            self.job["metadata"]["generation"] += 1
+            self.api.changed(self.job)
+
+    def delete_by_hand(self, pod: Json, force: bool) -> None:
+        if force:
+            self.process(pod).excused = True
+        self.api.delete_pod(pod, 0 if force else None)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    # Calm.
+
+    def calm(self, rounds: int = 150) -> None:
+        """Nothing bad happens any more: let everything take its course, for a bounded time."""
+        self.hindrance = None
+        for process in self.processes.values():
+            process.hung = False
+            if process.state == "running" and process.pod_name not in self.api.pods:
+                process.state = "ended"
+        for _ in range(rounds):
+            for pod in list(self.api.pods.values()):
+                self.take_its_course(pod)
+            after = self._look()
+            busy = any(process.state != "ended" for process in self.processes.values())
+            self.pass_time(1 if busy else max(after or 0, 1))
+            if self.at_rest():
+                return
+
+    def take_its_course(self, pod: Json, end: End = COMPLETED) -> None:
+        """The next step of a pod that nothing but ``self.hindrance`` hinders.
+
+        ``end`` is how its container ends, unless it was told to stop.
+        """
+        deleted, process = "deletionTimestamp" in pod["metadata"], self.process(pod)
+        if pod["status"]["phase"] == "Pending" and not deleted:
+            if self.hindrance and "nodeName" in pod["spec"]:
+                self.hinder(pod, *self.hindrance)
+            else:
+                self.start(pod)
+        elif process.state == "running":
+            self.end(pod, STOPPED if deleted else end)
+        else:
+            self.settle(pod)
+
+    def _look(self) -> float | None:
+        if self.operator is None:
+            self.operator = Operator(self)
+        self.operator.hear()
+        for process in self.processes.values():
+            if self.job is not None:
+                self.operator.read_log(process)
+        return self.reconcile()
+
+    def at_rest(self) -> bool:
+        """Whether the job is at its end, or waits for what only others can give, and nothing of it runs."""
+        if any(p.state != "ended" and not p.excused for p in self.processes.values()):
+            return False
+        if self.job is None:
+            return True
+        status, spec = self.status, self.job["spec"]
+        if status.phase.terminal:
+            return True
+        if spec.get("cancel"):
+            return False
+        if spec.get("suspend"):
+            return status.phase is Phase.SUSPENDED and status.reason == "Suspended"
+        return not self.admitted and status.phase is Phase.QUEUED and status.reason == "ConcurrencyLimit"
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that has nothing to wait for."""
+    try:
+        work.send(None)
+    except StopIteration as stop:
+        return cast(T, stop.value)
+    raise AssertionError("the coroutine waits for something")
