@@ -24,6 +24,8 @@ from claudejobs.api.events import (
     ToolUse,
 )
 
+from .redact import Redactor
+
 LINE_BYTES = 64 * 1024
 """Longest event line written, its line feed included; well inside what the operator parses."""
 
@@ -115,10 +117,15 @@ class EventWriter:
 
     Writes go straight to the descriptor: an event is in the pod's log when the call returns, so that a killed
     runner loses nothing that it said.
+
+    Attributes:
+        redact: takes the secrets out of a text. It is applied to all that is written; whoever shortens a text
+            before has to apply it first, because half a secret is not recognised any more.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, redact: Redactor | None = None) -> None:
         self._descriptor = descriptor
+        self.redact = redact or Redactor()
         self._seq = 0
 
     def started(self, attempt: int, sdk_version: str) -> None:
@@ -131,19 +138,19 @@ class EventWriter:
 
     def text(self, text: str) -> None:
         """The assistant said something."""
-        self._write(Text, cut="text", text=clean(text))
+        self._write(Text, cut="text", text=self.redact(clean(text)))
 
     def tool_use(self, tool: str, summary: str) -> None:
         """The agent calls a tool."""
-        self._write(ToolUse, tool=shorten(tool, 200), summary=shorten(summary, SUMMARY_CHARS))
+        self._write(ToolUse, tool=shorten(self.redact(tool), 200), summary=shorten(self.redact(summary), SUMMARY_CHARS))
 
     def tool_result(self, summary: str, is_error: bool) -> None:
         """A tool ended."""
-        self._write(ToolResult, summary=shorten(summary, SUMMARY_CHARS), is_error=is_error)
+        self._write(ToolResult, summary=shorten(self.redact(summary), SUMMARY_CHARS), is_error=is_error)
 
     def progress(self, percent: int, message: str) -> None:
         """The agent's task list moved on."""
-        self._write(Progress, percent=percent, message=one_line(message))
+        self._write(Progress, percent=percent, message=one_line(self.redact(message)))
 
     def api_retry(self, attempt: int, max_retries: int, delay_seconds: float, status: int | None) -> None:
         """The CLI waits to call the model API again."""
@@ -151,12 +158,12 @@ class EventWriter:
 
     def notice(self, text: str, level: str = "info") -> None:
         """Something that a person should know; ``level`` is info, warning or error."""
-        self._write(Notice, text=shorten(text, SUMMARY_CHARS), level=level)
+        self._write(Notice, text=shorten(self.redact(text), SUMMARY_CHARS), level=level)
 
     def result(self, result: RunnerResult) -> None:
         """The whole result; the last event."""
         envelope = 200  # v, seq, time, type and the braces around them
-        self._write(Result, result=fit_result(result, LINE_BYTES - envelope))
+        self._write(Result, result=fit_result(self.redact.result(result), LINE_BYTES - envelope))
 
     def _write(self, kind: type[Any], cut: str | None = None, **fields: Any) -> None:
         self._seq += 1
@@ -201,6 +208,7 @@ class StderrRelay:
 
     def __call__(self, line: str) -> None:
         """Take one line."""
+        line = self._writer.redact(line)
         self._tail = [*self._tail[1 - self.TAIL :], shorten(line, SUMMARY_CHARS)]
         now = self._clock()
         if now - self._window_start >= self.WINDOW_SECONDS:

@@ -144,9 +144,9 @@ class Relay:
             elif isinstance(block, ToolUseBlock):
                 self._outstanding.add(block.id)
                 self._tasks.called(block.id, block.name, block.input)
-                self._writer.tool_use(block.name, summary_of(block.input))
+                self._writer.tool_use(block.name, summary_of(block.input, redact=self._writer.redact))
             elif isinstance(block, ServerToolUseBlock):
-                self._writer.tool_use(block.name, summary_of(block.input))
+                self._writer.tool_use(block.name, summary_of(block.input, redact=self._writer.redact))
 
     def _user(self, message: UserMessage) -> None:
         for block in message.content if isinstance(message.content, list) else ():
@@ -169,13 +169,13 @@ def _number(value: Any, default: float) -> float:
     return float(value) if isinstance(value, int | float) else default
 
 
-def summary_of(tool_input: dict[str, Any], limit: int = 300) -> str:
-    """A tool call in short: its telling field, or else its JSON."""
+def summary_of(tool_input: dict[str, Any], limit: int = 300, redact: Callable[[str], str] = str) -> str:
+    """A tool call in short: its telling field, or else its JSON. ``redact`` sees the text before it is shortened."""
     for field in SUMMARY_FIELDS:
         value = tool_input.get(field)
         if isinstance(value, str) and value:
-            return shorten(value, limit)
-    return shorten(json.dumps(tool_input, ensure_ascii=False, default=str), limit)
+            return shorten(redact(value), limit)
+    return shorten(redact(json.dumps(tool_input, ensure_ascii=False, default=str)), limit)
 
 
 def text_of(content: str | list[dict[str, Any]] | None) -> str:

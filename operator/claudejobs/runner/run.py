@@ -72,6 +72,8 @@ class Attempt:
             self._state = StateDir(self._state_path)
         except WorkspaceError as error:
             return _failed(Category.WORKSPACE, str(error))
+        if note := self._state.take_note():
+            self._writer.notice(note)
         self._memory = self._state.load()
         self._baseline = self._memory.session(self._job.session_id).model_copy(deep=True)
         self._spent_before = self._memory.job(self._job.job_uid).spent_usd
@@ -253,7 +255,7 @@ class Attempt:
         return RunnerResult(
             outcome=verdict.outcome,
             category=verdict.category,
-            message=one_line(verdict.message),
+            message=one_line(self._writer.redact(verdict.message)),
             session_id=self._job.session_id,
             text=result.result if result is not None and answered else None,
             structured_output=result.structured_output if result is not None and answered else None,

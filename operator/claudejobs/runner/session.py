@@ -9,27 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import claude_agent_sdk
-from pydantic import ValidationError
 
 from claudejobs.api.categories import POLICIES, Category
-from claudejobs.api.events import INPUT_FILE, STATE_DIR, WORKSPACE_DIR, Outcome, RunnerInput, RunnerResult
+from claudejobs.api.events import INPUT_FILE, STATE_DIR, WORKSPACE_DIR, Outcome, RunnerResult
 
 from .classify import StopReason
 from .emit import EventWriter, one_line, write_termination_message
+from .inputs import INPUT_VARIABLE, TERMINATION_LOG_VARIABLE, WORKSPACE_VARIABLE, InputError, read_input
 from .processes import become_subreaper, kill_descendants
+from .redact import Redactor
 from .run import Attempt
-
-INPUT_VARIABLE = "CLAUDEJOBS_INPUT"
-WORKSPACE_VARIABLE = "CLAUDEJOBS_WORKSPACE"
-TERMINATION_LOG_VARIABLE = "CLAUDEJOBS_TERMINATION_LOG"
-
-
-class InputError(Exception):
-    """The input document cannot be used; ``category`` says whose fault that is."""
-
-    def __init__(self, category: Category, message: str) -> None:
-        super().__init__(message)
-        self.category = category
 
 
 def run_job(protocol: int, signalled: Callable[[], bool]) -> int:
@@ -39,7 +28,7 @@ def run_job(protocol: int, signalled: Callable[[], bool]) -> int:
         protocol: the descriptor that event lines go to.
         signalled: whether a signal to stop came before this could listen for one.
     """
-    writer = EventWriter(protocol)
+    writer = EventWriter(protocol, Redactor.of_environment(os.environ))
     try:
         result = asyncio.run(_run(writer, signalled))
     except (Exception, asyncio.CancelledError) as error:
@@ -71,30 +60,12 @@ async def _run(writer: EventWriter, signalled: Callable[[], bool]) -> RunnerResu
     return await attempt.run()
 
 
-def read_input(path: Path) -> RunnerInput:
-    """The input document.
-
-    Raises:
-        InputError: when it is missing or not what the contract says.
-    """
-    try:
-        document = path.read_bytes()
-    except OSError as error:
-        message = f"cannot read the job's input {path}: {error.strerror}; the operator mounts it from a Secret"
-        raise InputError(Category.INTERNAL, message) from error
-    try:
-        return RunnerInput.model_validate_json(document)
-    except ValidationError as error:
-        # Without the values: a prompt or a token would end up in a status message.
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors())
-        raise InputError(Category.INVALID_REQUEST, f"the job's input {path} is not valid: {faults}") from error
-
-
 def _failure(category: Category, message: str) -> RunnerResult:
     return RunnerResult(outcome=Outcome.FAILED, category=category, message=one_line(message))
 
 
 def _report(writer: EventWriter, result: RunnerResult) -> int:
+    result = writer.redact.result(result)
     path = Path(os.environ.get(TERMINATION_LOG_VARIABLE) or "/dev/termination-log")
     error = write_termination_message(path, result)
     try:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
+from claudejobs.api.events import CHECKOUT_NOTE
+
 MEMORY_FILE = "runner.json"
 
 
@@ -94,6 +96,16 @@ class StateDir:
     def has_transcript(self, session_id: str) -> bool:
         """Whether the session can be resumed. (It cannot be started then: its id is in use.)"""
         return any((self.config_dir / "projects").glob(f"*/{session_id}.jsonl"))
+
+    def take_note(self) -> str:
+        """What the checkout said, once; empty when there was none."""
+        path = self.path / CHECKOUT_NOTE
+        try:
+            note = path.read_text("utf-8", "replace")
+            path.unlink()
+        except OSError:
+            return ""
+        return note
 
     def load(self) -> Memory:
         """What earlier runs left; empty when there is none or it cannot be read."""
