@@ -11,6 +11,7 @@ from claudejobs.api.job import CredentialsSecretRef, JobSpec, McpServer
 from claudejobs.api.podtemplate import PodTemplate
 from claudejobs.settings import Settings
 
+from . import checkout
 from .views import ATTEMPT_LABEL, CONTAINER, JOB_LABEL, JOB_UID_LABEL, MANAGED_BY_LABEL, MANAGER
 
 INPUT_ANNOTATION = "claudecode.dev/input"
@@ -20,7 +21,7 @@ MAX_INPUT_BYTES = 240 * 1024
 """Kubernetes bounds all annotations of an object to 256 KiB; the rest is left for the author's own."""
 
 USER = 65532
-"""User and group of the runner's image; it has no passwd entry and owns nothing."""
+"""User and group of the runner's image; it owns nothing there but its empty home."""
 
 DEADLINE_MARGIN = 60
 """Seconds after ``timeoutSeconds`` at which the kubelet ends a pod whose runner did not end by itself: room for the
@@ -38,7 +39,7 @@ def pod_name(job_name: str, attempt: int) -> str:
 
 def ignored_fields(spec: JobSpec, settings: Settings) -> list[str]:
     """Fields of the spec that the pod does not reflect."""
-    ignored = ["spec.workspace.git"] if spec.workspace.git else []
+    ignored: list[str] = []
     template = spec.pod_template
     for kind, keys in (("labels", template.labels), ("annotations", template.annotations)):
         ignored += [f"spec.podTemplate.{kind}[{k}]" for k in keys if not _allowed(k, settings)]
@@ -68,6 +69,8 @@ def build_pod(
     timeout = spec.timeout_seconds or settings.job_timeout
     labels = {k: v for k, v in template.labels.items() if _allowed(k, settings)}
     annotations = {k: v for k, v in template.annotations.items() if _allowed(k, settings)}
+    container = _container(spec, settings)
+    init = checkout.init_containers(spec, container)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -114,8 +117,9 @@ def build_pod(
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_container(spec, settings)],
-            "volumes": _volumes(spec),
+            **({"initContainers": init} if init else {}),
+            "containers": [container],
+            "volumes": [*_volumes(spec), *checkout.volumes(spec)],
             **_scheduling(template, settings),
         },
     }
@@ -234,6 +238,7 @@ def _input(
         stall_timeout_seconds=spec.stall_timeout_seconds,
         env={v.name: v.value for v in spec.env} | {"CLAUDE_JOB_ARGUMENTS": json.dumps(spec.arguments)},
         claude=_options(spec, spent_usd, settings),
+        git=checkout.git_source(spec, settings),
     ).model_dump_json(exclude_defaults=True)
     size = len(document.encode())
     if size > MAX_INPUT_BYTES:

@@ -41,6 +41,8 @@ def hindrance_of(pod: PodView) -> Hindrance | None:
             text = f"PersistentVolumeClaim {missing_claim[1]} does not exist in namespace {pod.namespace}"
             return Hindrance("WorkspaceMissing", Category.WORKSPACE, text)
         return Hindrance("Unschedulable", Category.UNSCHEDULABLE, pod.unschedulable or "no node takes the pod")
+    if pod.preparing:
+        return Hindrance("CheckingOut", Category.WORKSPACE, "spec.workspace.git is being cloned")
     if pod.container_reason in _IMAGE_REASONS:
         return Hindrance("ImagePull", Category.IMAGE, f"the runner's image cannot be pulled: {pod.message}")
     if pod.container_reason == "CreateContainerConfigError":
