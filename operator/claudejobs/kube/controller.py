@@ -255,7 +255,8 @@ class Controller:
             row = row_of(job, job.status, None)
             assert row is not None
             closed = closed_row(job.uid, *key, job.status.attempt, datetime.now(UTC))
-            self._store.put(row.model_copy(update=closed.model_dump(include={"status", "end_time", "error"})))
+            told = closed.model_dump(include={"status", "end_time", "error", "error_category"})
+            self._store.put(row.model_copy(update=told))
         self._queue.add(key)
 
     def _forget(self, key: Key) -> None:
