@@ -14,7 +14,7 @@ import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
-from claudejobs.kube.client import KubeClient, jobs_path, pods_path
+from claudejobs.kube.client import ApiError, KubeClient, jobs_path, pods_path
 from localcluster import Cluster
 
 JOBS = "jobs"
@@ -45,14 +45,14 @@ class Api(KubeClient):
         """A merge patch."""
         return await self.request("PATCH", path, patch, content_type="application/merge-patch+json")
 
-    async def watch(self, path: str) -> AsyncIterator[dict[str, Any]]:
-        """What exists, and then every event, until cancelled."""
-        params = {"watch": "true", "resourceVersion": "0"}
+    async def watch(self, path: str, version: str) -> AsyncIterator[dict[str, Any]]:
+        """Every event after a version, until the API server ends the stream."""
+        params = {"watch": "true", "resourceVersion": version}
         timeout = aiohttp.ClientTimeout(total=None)
         async with self.session.get(self.base + path, params=params, timeout=timeout) as response:
-            assert response.status == 200, await response.text()
-            async for line in lines_of(response.content):
-                yield json.loads(line)
+            if response.status == 200:
+                async for line in lines_of(response.content):
+                    yield json.loads(line)
 
 
 async def lines_of(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
@@ -62,6 +62,15 @@ async def lines_of(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line
+
+
+async def eventually(probe: Callable[[], bool], timeout: float) -> None:
+    """Ask until the answer is yes, or the time is over. For what sends no events, such as rows of a database."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    while asyncio.get_running_loop().time() < deadline:
+        if probe():
+            return
+        await asyncio.sleep(0.1)
 
 
 class View:
@@ -121,20 +130,30 @@ class View:
                 raise AssertionError("the watch of the harness ended")
 
     async def _follow(self, api: Api, path: str, store: dict[str, dict[str, Any]]) -> None:
+        """List, watch, and do so again when the stream ends, as it does when somebody applies the CRD."""
         try:
-            async for event in api.watch(path):
-                await self._take(event, store)
+            while True:
+                try:
+                    listed = await api.request("GET", path)
+                    for name in store.keys() - {obj["metadata"]["name"] for obj in listed["items"]}:
+                        await self._take("DELETED", store[name], store)
+                    for obj in listed["items"]:
+                        await self._take("ADDED", obj, store)
+                    async for event in api.watch(path, listed["metadata"]["resourceVersion"]):
+                        if event["type"] == "ERROR":
+                            break
+                        await self._take(event["type"], event["object"], store)
+                except (ApiError, aiohttp.ClientError):
+                    await asyncio.sleep(0.2)
         finally:
             with contextlib.suppress(asyncio.CancelledError):
                 async with self._changed:
                     self._changed.notify_all()
 
-    async def _take(self, event: dict[str, Any], store: dict[str, dict[str, Any]]) -> None:
-        obj = event["object"]
-        assert event["type"] in ("ADDED", "MODIFIED", "DELETED"), event
+    async def _take(self, kind: str, obj: dict[str, Any], store: dict[str, dict[str, Any]]) -> None:
         name, uid = obj["metadata"]["name"], obj["metadata"]["uid"]
         async with self._changed:
-            if event["type"] == "DELETED":
+            if kind == "DELETED":
                 store.pop(name, None)
             else:
                 store[name] = obj

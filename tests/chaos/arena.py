@@ -9,7 +9,10 @@ import json
 import re
 import shutil
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,19 @@ class Run:
     hit: bool
 
 
+@dataclass(frozen=True)
+class Running:
+    """An operator at work: its database, and its log."""
+
+    database: Path
+    log: Path
+
+    def defects(self) -> list[str]:
+        """Lines of the log that tell of a defect."""
+        text = self.log.read_text() if self.log.exists() else ""
+        return [line[:1500] for line in text.splitlines() if any(word in line for word in _SAID_OF_DEFECTS)][:3]
+
+
 class Arena:
     """A namespace, a proxy and, one after the other, operators."""
 
@@ -79,8 +95,9 @@ class Arena:
         self.view = View(self._api, self.namespace)
         await self._proxy.start()
         self._proxy.write_kubeconfig(self._folder / "kubeconfig")
+        account = f"/api/v1/namespaces/{self.namespace}/serviceaccounts/default"
         async with asyncio.timeout(30):
-            while not await self._api.get(f"/api/v1/namespaces/{self.namespace}/serviceaccounts/default"):
+            while await self._api.get(account) is None:  # noqa: ASYNC110 - made by the cluster, soon
                 await asyncio.sleep(0.05)
 
     async def close(self) -> None:
@@ -99,36 +116,46 @@ class Arena:
     ) -> Run:
         """Play a scenario to its end, or until the outcome is the expected one."""
         name = f"{scenario}-{next(self._count)}"
-        database, log = self._folder / f"{name}.db", self._folder / f"{name}.log"
-        shutil.copyfile(self._empty_database, database)
+        trouble: list[str] = []
+        outcome = None
+        async with self.operator(name, fault, bug) as running:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._proxy.watched()
+                    rows = partial(read_rows, running.database)
+                    stage = Stage(self._api, self.view, self.namespace, self._node, name, rows)
+                    await SCENARIOS[scenario](stage)
+                    outcome = await self._settle(name, running.database, expected)
+            except TimeoutError as error:
+                trouble.append(f"not within {timeout} s; {_notes(error)}")
+            outcome = outcome or self._outcome(name, running.database)
+        if expected is not None and outcome != expected:
+            trouble.append(_difference(expected, outcome))
+        trouble += running.defects()
+        if trouble:
+            trouble.append(f"log: {running.log}")
+        return Run(outcome, self._proxy.writes, dict(self._proxy.events), "\n  ".join(trouble), self._proxy.hit)
+
+    @asynccontextmanager
+    async def operator(
+        self, name: str, fault: Fault | None = None, bug: str | None = None, **settings: object
+    ) -> AsyncIterator[Running]:
+        """Run an operator; afterwards it is killed, and the namespace empty."""
+        running = Running(self._folder / f"{name}.db", self._folder / f"{name}.log")
+        shutil.copyfile(self._empty_database, running.database)
         environment = {
-            "DATABASE_URL": f"sqlite:///{database}",
+            "DATABASE_URL": f"sqlite:///{running.database}",
             "WATCH_NAMESPACES": self.namespace,
             "HEALTH_PORT": "0",
             "RESYNC_SECONDS": "5",
-        }
-        trouble = []
-        outcome = None
+        } | {key.upper(): str(value) for key, value in settings.items()}
         self._proxy.begin(fault)
-        keeper = asyncio.create_task(self._keep_running(environment, log, bug))
+        keeper = asyncio.create_task(self._keep_running(environment, running.log, bug))
         try:
-            async with asyncio.timeout(timeout):
-                await self._proxy.watched()
-                stage = Stage(self._api, self.view, self.namespace, self._node, name)
-                await SCENARIOS[scenario](stage)
-                outcome = await self._settle(name, database, expected)
-        except TimeoutError as error:
-            trouble.append(f"not within {timeout} s; {_notes(error)}")
+            yield running
         finally:
             await self._end(keeper)
-        outcome = outcome or self._outcome(name, database)
-        if expected is not None and outcome != expected:
-            trouble.append(_difference(expected, outcome))
-        trouble += self._defects(log)
-        if trouble:
-            trouble.append(f"log: {log}")
-        await self._clear()
-        return Run(outcome, self._proxy.writes, dict(self._proxy.events), "\n  ".join(trouble), self._proxy.hit)
+            await self._clear()
 
     async def _settle(self, name: str, database: Path, expected: Outcome | None) -> Outcome:
         """Wait until the outcome is as expected, or, when that is not known, until it is an end."""
@@ -151,7 +178,7 @@ class Arena:
         ]
         pods = {pod.removeprefix(name): len(uids) for pod, uids in self.view.created.items() if pod.startswith(name)}
         status = _normal(job.get("status", {}), name) if job else None
-        return Outcome(status, pods, _normal(_rows(database), name), live)
+        return Outcome(status, pods, _normal(_relevant(read_rows(database)), name), live)
 
     async def _keep_running(self, environment: dict[str, str], log: Path, bug: str | None) -> None:
         """Start the operator, and start it again whenever it ends."""
@@ -182,10 +209,6 @@ class Arena:
             await self.view.until(lambda: not self.view.jobs and not self.view.pods, "the namespace is empty")
         self.view.created.clear()
 
-    def _defects(self, log: Path) -> list[str]:
-        text = log.read_text() if log.exists() else ""
-        return [line[:1500] for line in text.splitlines() if any(word in line for word in _SAID_OF_DEFECTS)][:3]
-
 
 def _notes(error: BaseException) -> str:
     cause = error.__cause__
@@ -204,14 +227,17 @@ def _normal(value: Any, name: str) -> Any:
 _IRRELEVANT = ("created_at", "updated_at", "logs", "job_namespace")
 
 
-def _rows(database: Path) -> list[dict[str, Any]]:
+def read_rows(database: Path) -> list[dict[str, Any]]:
+    """The ProcessState rows, by attempt."""
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         connection.row_factory = sqlite3.Row
-        found = connection.execute("SELECT * FROM process_states").fetchall()
-    rows = [{key: row[key] for key in row.keys() if key not in _IRRELEVANT} for row in found]  # noqa: SIM118
-    for row in rows:
-        row["start_time"], row["end_time"] = bool(row["start_time"]), bool(row["end_time"])
-    return sorted(rows, key=lambda row: (row["attempt"], row["status"]))
+        rows = connection.execute("SELECT * FROM process_states ORDER BY attempt, status").fetchall()
+    return [dict(row) for row in rows]
+
+
+def _relevant(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    ended = [row | {key: bool(row[key]) for key in ("start_time", "end_time")} for row in rows]
+    return [{key: value for key, value in row.items() if key not in _IRRELEVANT} for row in ended]
 
 
 def _difference(expected: Outcome, outcome: Outcome) -> str:

@@ -13,7 +13,7 @@ from localcluster import Cluster
 
 from .api import Api
 from .arena import Arena
-from .field import TRIED, Field
+from .field import NOTES, TRIED, Field
 from .kubelet import fake_node
 from .processes import ForkServer
 
@@ -63,3 +63,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for kind, count in sorted(TRIED.items()):
             terminalreporter.write_line(f"{count:5d}  {kind}")
         terminalreporter.write_line(f"{sum(TRIED.values()):5d}  in all")
+    for note in NOTES:
+        terminalreporter.write_line(note)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
 
 from .api import JOBS, PODS
 from .arena import Arena, Run
@@ -16,6 +17,9 @@ FULL = os.environ.get("CHAOS") == "full"
 
 TRIED: Counter[str] = Counter()
 """Fault points tried in this session, by kind; only faults that struck are counted."""
+
+NOTES: list[str] = []
+"""What else is to be said at the end of the session."""
 
 
 class Field:
@@ -31,24 +35,27 @@ class Field:
     async def run(self, scenario: str, fault: Fault | None = None, bug: str | None = None, timeout: float = 40) -> Run:
         """One run, as soon as an arena is free; compared with the run without fault."""
         expected = (await self.reference(scenario)).outcome
+        async with self.arena() as arena:
+            return await arena.run(scenario, fault, expected, bug, timeout)
+
+    @asynccontextmanager
+    async def arena(self) -> AsyncIterator[Arena]:
+        """An arena, as soon as one is free."""
         arena = await self._free.get()
         try:
-            return await arena.run(scenario, fault, expected, bug, timeout)
+            yield arena
         finally:
             self._free.put_nowait(arena)
 
     async def reference(self, scenario: str) -> Run:
         """The run without fault; made twice, to be sure that it always comes out the same."""
         if scenario not in self._references:
-            arena = await self._free.get()
-            try:
+            async with self.arena() as arena:
                 first = await arena.run(scenario)
                 assert not first.trouble, f"{scenario} without a fault: {first.trouble}"
                 second = await arena.run(scenario, expected=first.outcome)
                 assert not second.trouble, f"{scenario} without a fault, again: {second.trouble}"
                 self._references[scenario] = first if len(first.writes) >= len(second.writes) else second
-            finally:
-                self._free.put_nowait(arena)
         return self._references[scenario]
 
     async def try_all(self, scenario: str, faults: Iterable[Fault]) -> list[str]:
@@ -71,7 +78,7 @@ def write_faults(run: Run, kinds: Iterable[Kind] = ON_WRITE) -> Iterator[Fault]:
 
 def stale_faults(run: Run) -> Iterator[Fault]:
     """After each write a crash, and a successor whose first view is old: of jobs, of pods, or of both."""
-    views = [((PODS,), 1), ((JOBS,), 3), ((JOBS, PODS), 2)]
+    views = [((PODS,), 1), ((PODS,), 2), ((JOBS,), 2), ((JOBS,), 3), ((JOBS, PODS), 2)]
     if FULL:
         views = [(which, depth) for which in ((PODS,), (JOBS,), (JOBS, PODS)) for depth in (1, 2, 3)]
     for at in range(1, len(run.writes) + 1):

@@ -29,7 +29,8 @@ class ForkServer:
             "-m",
             "tests.chaos.seeded",
             cwd=REPOSITORY,
-            env=kept | {"PYTHONPATH": f"{REPOSITORY / 'operator'}:{REPOSITORY}"},
+            # The client library takes the kubeconfig's place when it is imported: relative to each operator's folder.
+            env=kept | {"PYTHONPATH": f"{REPOSITORY / 'operator'}:{REPOSITORY}", "KUBECONFIG": "kubeconfig"},
             stdin=pipe,
             stdout=pipe,
         )

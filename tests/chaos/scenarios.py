@@ -10,17 +10,22 @@ from claudejobs.api.events import RunnerResult
 from claudejobs.kube.client import jobs_path
 from tests.support.kube import job
 
-from .api import Api, View
+from .api import Api, View, eventually
 from .kubelet import Kubelet, cancelled, completed, failed, placement
 
 _TERMINAL = ("Completed", "Failed", "Cancelled")
 
 
+Rows = Callable[[], list[dict[str, Any]]]
+"""Reads the ProcessState rows."""
+
+
 class Stage:
     """One job in one namespace, and what its author and its node can do."""
 
-    def __init__(self, api: Api, view: View, namespace: str, node: str, name: str) -> None:
+    def __init__(self, api: Api, view: View, namespace: str, node: str, name: str, rows: Rows) -> None:
         self.api, self.view, self.name = api, view, name
+        self._rows = rows
         self._namespace, self._node = namespace, node
         self._kubelet = Kubelet(api, namespace)
         self._old_pods: set[str] = set()
@@ -67,6 +72,10 @@ class Stage:
     async def until_phase(self, phase: str) -> None:
         """Wait for a phase."""
         await self.view.until(lambda: self.view.status(self.name).get("phase") == phase, f"phase {phase}")
+
+    async def until_row(self, status: str) -> None:
+        """Wait until a row says this: what nobody has written down of a job, its deletion may take along."""
+        await eventually(lambda: any(row["status"] == status for row in self._rows()), 30)
 
     async def until_gone(self) -> None:
         """Wait until nothing is left of the job."""
@@ -118,6 +127,7 @@ async def delete(stage: Stage) -> None:
     """Deleted while it runs."""
     await stage.create()
     await stage.run_attempt(1)
+    await stage.until_row("running")
     await stage.delete()
     await stage.obey_deletion(1)
     await stage.until_gone()
@@ -136,6 +146,7 @@ async def again(stage: Stage) -> None:
     """Deleted and made anew under its name, while the pod of the first is still there."""
     await stage.create()
     await stage.run_attempt(1)
+    await stage.until_row("running")
     await stage.delete()
     await stage.create()
     await stage.view.until(

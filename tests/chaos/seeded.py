@@ -1,8 +1,8 @@
 """Deliberate bugs, each of which the enumeration of faults must find; and the launcher that puts them in.
 
 As a program this is a fork server: it has imported the operator, and forks a new one for each line of its input,
-which is why a restart takes a tenth of a second. A line is JSON: ``{"environment": {...}, "folder": PATH, "log": PATH, "bug":
-NAME}``; the answer is the process id.
+which is why a restart takes a tenth of a second. A line is a JSON object with ``environment``, ``folder``, ``log`` and
+``bug`` (a name or null); the answer is the process id.
 """
 
 from __future__ import annotations
@@ -15,10 +15,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-
-KUBECONFIG = "kubeconfig"
-"""In the operator's folder. The client library takes the place from the environment when it is imported."""
-os.environ["KUBECONFIG"] = KUBECONFIG
 
 from claudejobs import main as composition
 from claudejobs.api.categories import POLICIES
@@ -167,8 +163,9 @@ def _run_operator(order: dict[str, Any]) -> int:
         os.dup2(nothing.fileno(), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    environment = {"KUBECONFIG": os.environ["KUBECONFIG"]} | order["environment"]
     os.environ.clear()
-    os.environ.update(order["environment"] | {"KUBECONFIG": KUBECONFIG})
+    os.environ.update(environment)
     os.chdir(order["folder"])
     if order["bug"]:
         BUGS[order["bug"]]()
@@ -188,7 +185,7 @@ def serve() -> None:
             code = 1
             try:
                 code = _run_operator(order)
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 print(f"the operator ended: {error!r}", file=sys.stderr, flush=True)
             finally:
                 os._exit(code)
