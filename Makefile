@@ -61,7 +61,7 @@ lock: $(READY) ## Resolve the dependencies anew
 	$(COMPILE) --extra runner -c requirements/dev.txt -o requirements/runner.txt
 
 bench: $(READY) ## Run the benchmarks
-	for file in benchmarks/*.py; do $(PY) $$file || exit 1; done
+	for file in benchmarks/*.py; do $(PY) -m localcluster run -- $(CURDIR)/$(VENV)/bin/python $$file || exit 1; done
 
 # The environment is made anew when the locked dependencies change; a half-made one has no mark and is removed.
 $(READY):
