@@ -167,7 +167,7 @@ def _resources(template: PodTemplate, settings: Settings) -> dict[str, Any]:
     requests = {"cpu": settings.default_cpu_request, "memory": settings.default_memory_request}
     limits = {"cpu": settings.default_cpu_limit, "memory": settings.default_memory_limit}
     if own:
-        for name in requests:
+        for name in ("cpu", "memory"):
             if name in own.limits:
                 requests[name] = min(requests[name], own.limits[name], key=_amount)
             if name in own.requests:

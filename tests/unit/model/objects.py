@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pydantic_settings import PydanticBaseSettingsSource
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from claudejobs.api.base import API_VERSION, KIND
 from claudejobs.api.status import JobStatus
@@ -35,7 +35,7 @@ class FixedSettings(Settings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: Any, init_settings: PydanticBaseSettingsSource, **_: Any
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
 
