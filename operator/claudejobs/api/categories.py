@@ -69,7 +69,7 @@ POLICIES: dict[Category, CategoryPolicy] = {
         True, True, 30, 20, "the model API limited the rate; a Retry-After it sent is honoured"
     ),
     Category.OVERLOADED: CategoryPolicy(True, True, 15, 21, "the model API was overloaded or answered 5xx"),
-    Category.NETWORK: CategoryPolicy(True, True, 5, 22, "the model API could not be reached"),
+    Category.NETWORK: CategoryPolicy(True, True, 5, 22, "the model API, or the git server, could not be reached"),
     Category.MODEL_ERROR: CategoryPolicy(False, True, 0, 23, "the model refused, or its answer could not be used"),
     Category.AUTH: CategoryPolicy(False, True, 0, 24, "the model API rejected the credentials"),
     Category.BILLING: CategoryPolicy(False, True, 0, 25, "the account has no credit left"),
