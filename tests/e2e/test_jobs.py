@@ -214,3 +214,11 @@ def test_ignored_fields_are_named(namespace: Namespace, operator: OperatorProces
     annotations = namespace.pods(name)[0]["metadata"]["annotations"]
     assert annotations["note"] == "kept"
     assert "k8s.v1.cni.cncf.io/networks" not in annotations
+
+
+def test_a_null_in_the_structured_output_is_kept(namespace: Namespace, operator: OperatorProcess) -> None:
+    name = unique("null")
+    schema = {"type": "object", "properties": {"answer": {"type": ["integer", "null"]}}, "required": ["answer"]}
+    claude = {"model": "claude-sonnet-4-5", "outputSchema": schema}
+    namespace.apply(job(name, 'script: structured {"answer": null}', claude=claude))
+    assert namespace.wait_phase(name, "Completed")["result"]["structuredOutput"] == {"answer": None}

@@ -111,3 +111,12 @@ def test_every_attempt_has_its_row() -> None:
 def test_the_row_of_a_deleted_job_is_closed() -> None:
     found = closed_row(JOB_UID, "team", "job", 1, NOW + timedelta(seconds=1))
     assert (found.process_id, found.status, found.error) == (f"{JOB_UID}-1", "cancelled", "the job was deleted")
+
+
+def test_a_job_cancelled_between_two_attempts_has_a_row_that_says_so() -> None:
+    status = status_with(ended("failed"), phase="Cancelled", reason="cancelled")
+    found = row(status)
+    assert (found.attempt, found.status, found.error_category) == (2, ProcessStatus.CANCELLED, "cancelled")
+    assert found.pod_name is None
+    view = job_view(SPEC, status)
+    assert [r.status for r in rows_of(view)] == ["failed", "cancelled"]

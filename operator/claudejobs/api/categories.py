@@ -96,7 +96,7 @@ POLICIES: dict[Category, CategoryPolicy] = {
     Category.IMAGE: CategoryPolicy(False, True, 0, None, "the runner's image could not be pulled"),
     Category.RUNNER_CRASH: CategoryPolicy(True, True, 5, None, "the runner ended without a result that can be read"),
     Category.SDK_CRASH: CategoryPolicy(True, True, 5, 33, "the agent's process crashed, restarts included"),
-    Category.WORKSPACE: CategoryPolicy(False, True, 0, 34, "the workspace could not be prepared"),
+    Category.WORKSPACE: CategoryPolicy(False, True, 0, 34, "the workspace could not be prepared, or ran full"),
     Category.DEPENDENCY: CategoryPolicy(
         False, True, 0, None, "a job of spec.dependsOn did not complete, or depends on this one"
     ),

@@ -159,10 +159,9 @@ class Applier:
                 return due - now
         self._progress_written[job.key] = now
         new = status.model_dump(by_alias=True, mode="json", exclude_none=True)
-        removed = {key: None for key in job.raw_status if key not in new}
         self.writes += 1
         try:
-            answer = await self._client.patch_status(job.namespace, job.name, job.resource_version, new | removed)
+            answer = await self._client.patch_status(job.namespace, job.name, job.resource_version, new)
         except ApiError as error:
             if error.status == 409:
                 await self._refresh(job)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from pydantic import ValidationError
+
 from claudejobs.api.status import Phase
 from claudejobs.reconcile.dependencies import find_cycle
 from claudejobs.reconcile.views import JobView, Key, PodView, is_newer
@@ -21,9 +23,20 @@ class Cache:
         self._pods: dict[Key, dict[str, PodView]] = {}
         self._dependents: dict[Key, set[Key]] = {}
 
-    def put_job(self, obj: dict[str, Any]) -> JobView:
-        """Take a job in; returns what is now held of it."""
-        new = JobView.parse(obj)
+    def put_job(self, obj: dict[str, Any]) -> JobView | None:
+        """Take a job in; returns what is now held of it.
+
+        A job whose status cannot be read was written by a newer operator, or by hand. It is left alone: acting on it
+        could start again what has ended.
+        """
+        try:
+            new = JobView.parse(obj)
+        except ValidationError as error:
+            meta = obj["metadata"]
+            logger.error(
+                "job %s/%s is left alone: its status cannot be read: %s", meta["namespace"], meta["name"], error
+            )
+            return self.jobs.pop((meta["namespace"], meta["name"]), None) and None
         old = self.jobs.get(new.key)
         if old is None or old.uid != new.uid or is_newer(new.resource_version, old.resource_version):
             self.jobs[new.key] = new

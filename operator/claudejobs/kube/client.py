@@ -29,6 +29,9 @@ PAGE = 500
 
 POD_SELECTOR = f"{MANAGED_BY_LABEL}={MANAGER}"
 
+MERGE_PATCH = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
+
 USER_AGENT = "claudejobs-operator"
 """What the operator calls itself; a slash and the process's identity follow."""
 
@@ -211,10 +214,15 @@ class KubeClient:
             await asyncio.sleep(0)
 
     async def patch_status(self, namespace: str, name: str, resource_version: str, status: dict[str, Any]) -> Any:
-        """Merge into a job's status, unless the job has changed since ``resource_version`` (ApiError 409)."""
-        body = {"metadata": {"resourceVersion": resource_version}, "status": status}
-        path = jobs_path(namespace, name, "status")
-        return await self.request("PATCH", path, body, content_type="application/merge-patch+json")
+        """Replace a job's status, unless the job has changed since ``resource_version`` (ApiError 409).
+
+        A JSON patch, because a merge patch would drop every null inside the agent's structured output.
+        """
+        body = [
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": resource_version},
+            {"op": "add", "path": "/status", "value": status},
+        ]
+        return await self.request("PATCH", jobs_path(namespace, name, "status"), body, content_type=JSON_PATCH)
 
     @asynccontextmanager
     async def follow_log(self, namespace: str, pod: str, container: str, since: str | None) -> AsyncIterator[Any]:

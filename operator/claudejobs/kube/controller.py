@@ -94,7 +94,8 @@ class Controller:
         jobs, pods = set(), set()
         for namespace in namespaces:
             async for obj in self._client.list(jobs_path(namespace)):
-                jobs.add(self._cache.put_job(obj).key)
+                self._cache.put_job(obj)
+                jobs.add((obj["metadata"]["namespace"], obj["metadata"]["name"]))
         before_pods = self._cache.all_pods()
         for namespace in namespaces:
             async for obj in self._client.list(pods_path(namespace), POD_SELECTOR):
@@ -152,8 +153,9 @@ class Controller:
             try:
                 await self._reconcile(key)
                 self._queue.succeeded(key)
-            except Stale:
-                self._queue.retry(key)
+            except Stale as stale:
+                delay = self._queue.retry(key)
+                logger.debug("job %s/%s: %s; again in %.1f s", *key, stale, delay)
             except ApiError as error:
                 delay = self._queue.retry(key, error.retry_after or 0.0)
                 self._stand_aside(key)
@@ -174,7 +176,7 @@ class Controller:
         pods = self._cache.pods_of(job)
         self._account(job)
         newest = max(pods, key=lambda pod: pod.attempt, default=None)
-        process = process_id(job.uid, newest.attempt if newest else job.status.attempt)
+        process = process_id(job.uid, max(newest.attempt if newest else 0, job.status.attempt))
         live = self._logs.report(process)
         if not job.status.phase.terminal:
             if newest:

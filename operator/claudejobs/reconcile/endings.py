@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from claudejobs.api.categories import EXIT_CODES, POLICIES, Category
@@ -75,6 +76,9 @@ def _disruption(pod: PodView) -> tuple[Category, str] | None:
     if pod.reason == "Evicted" or pod.disruption in ("EvictionByEvictionAPI", "TerminationByKubelet"):
         # Of an eviction by the kubelet the pod tells; otherwise its message is whatever the runner left.
         told = pod.message if pod.reason == "Evicted" or pod.disruption == "TerminationByKubelet" else ""
+        if re.search(r"exceeds the (total )?limit", told):
+            # A volume of the job's own ran full: the next attempt would fill it, too.
+            return Category.WORKSPACE, f"{told}; raise spec.workspace.emptyDir.sizeLimit, or write less"
         return Category.EVICTED, told or f"the pod was evicted from node {pod.node}"
     if pod.reason == "DeadlineExceeded":
         return Category.TIMEOUT, "the attempt's timeout passed, and the runner did not stop by itself"

@@ -26,6 +26,10 @@ from .views import JobView, LiveReport, PodView
 _SESSIONS = uuid.UUID("0d5ae0b4-37f4-4be6-8a36-6e2f5b2b9c0e")
 
 
+MAX_RESULT_TEXT = 48 * 1024
+"""Characters of the agent's answer that the status holds. The runner cuts it so; a forged event might not."""
+
+
 def session_id(job_uid: str) -> str:
     """The agent's session of a job: one for all attempts, so that an attempt that finds its transcript on the
     workspace resumes it, and known before the pod exists, so that recording it costs no write."""
@@ -202,13 +206,14 @@ def fields_ignored(status: JobStatus, fields: list[str], job: JobView, now: date
 def _result(result: RunnerResult | None) -> ResultStatus | None:
     if result is None:
         return None
+    text = result.text
     return ResultStatus(
-        text=result.text,
+        text=text[:MAX_RESULT_TEXT] if text else text,
         structured_output=result.structured_output,
         num_turns=result.num_turns,
         cost_usd=round(result.cost_usd, 6),
         usage=UsageStatus(**result.usage.model_dump()),
-        truncated=result.truncated,
+        truncated=result.truncated or len(text or "") > MAX_RESULT_TEXT,
     )
 
 

@@ -21,22 +21,26 @@ _OUTCOMES = {
 def row_of(job: JobView, status: JobStatus, live: LiveReport | None) -> ProcessState | None:
     """The row of the newest attempt; ``None`` before there is anything to tell.
 
-    A job that ends without ever having had an attempt (cancelled while it waited, an invalid spec) gets a row
-    with attempt 0, so that a reader who waits for its task sees the end.
+    A job that ends without ever having had an attempt (cancelled while it waited, an invalid spec) gets a row with
+    attempt 0, and one that is cancelled between two attempts a row of the attempt that was never made, so that a
+    reader who waits for its task sees the end.
     """
     attempt = status.attempts[-1] if status.attempts else None
     if attempt is None:
-        return _never_ran(job, status) if status.phase.terminal else None
+        return _never_ran(job, status, 0) if status.phase.terminal else None
+    if status.phase is Phase.CANCELLED and attempt.outcome == "failed":
+        return _never_ran(job, status, attempt.attempt + 1)
     return _row(job, status, attempt, live)
 
 
 def rows_of(job: JobView) -> list[ProcessState]:
     """The rows of all attempts, as the resource tells them; what a restart or a lost database is mended from."""
     status = job.status
-    if not status.attempts:
-        row = row_of(job, status, None)
-        return [row] if row else []
-    return [_row(job, status, attempt, None) for attempt in status.attempts]
+    newest = row_of(job, status, None)
+    if newest is None:
+        return []
+    others = [_row(job, status, attempt, None) for attempt in status.attempts if attempt.attempt != newest.attempt]
+    return [*others, newest]
 
 
 def closed_row(job_uid: str, namespace: str, name: str, attempt: int, now: datetime) -> ProcessState:
@@ -81,11 +85,11 @@ def _row(job: JobView, status: JobStatus, attempt: AttemptStatus, live: LiveRepo
     )
 
 
-def _never_ran(job: JobView, status: JobStatus) -> ProcessState:
+def _never_ran(job: JobView, status: JobStatus, attempt: int) -> ProcessState:
     state = ProcessStatus.CANCELLED if status.phase is Phase.CANCELLED else ProcessStatus.FAILED
     category = Category(status.reason) if status.reason in set(Category) else None
     update = {"end_time": status.completion_time, "error": status.message, "error_category": category}
-    return _base(job, 0, state).model_copy(update=update)
+    return _base(job, attempt, state).model_copy(update=update)
 
 
 def _base(job: JobView, attempt: int, state: ProcessStatus) -> ProcessState:

@@ -6,7 +6,7 @@ prompt may have 128 KiB, and is read anew when a pod is built.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -63,7 +63,6 @@ class JobView:
         spec: without prompt, arguments and system prompts, which only the pod needs.
         invalid: why the spec cannot be read; then ``spec`` is a placeholder. The API server's schema keeps
             such specs out, unless the schema in the cluster is older than the operator.
-        raw_status: the status as stored, to compare with what should be written.
     """
 
     namespace: str
@@ -76,7 +75,6 @@ class JobView:
     spec: JobSpec
     status: JobStatus
     invalid: str | None = None
-    raw_status: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -95,12 +93,11 @@ class JobView:
             invalid = f"spec.{'.'.join(map(str, first['loc']))}: {first['msg']}"
             spec = JobSpec(prompt="-")
         claude = spec.claude.model_copy(update={"system_prompt": None, "append_system_prompt": None})
-        raw = dict(obj.get("status") or {})
-        status = JobStatus.model_validate(raw)
+        status = JobStatus.model_validate(obj.get("status") or {})
         if status.phase.terminal:
             # A finished job's answer is never compared or written again; its figures still go into the row.
             figures = status.result and status.result.model_copy(update={"text": None, "structured_output": None})
-            status, raw = status.model_copy(update={"result": figures}), dict.fromkeys(raw)
+            status = status.model_copy(update={"result": figures})
         created = parse_time(meta["creationTimestamp"])
         assert created is not None
         return cls(
@@ -114,7 +111,6 @@ class JobView:
             spec=spec.model_copy(update={"prompt": "", "arguments": {}, "env": [], "claude": claude}),
             status=status,
             invalid=invalid,
-            raw_status=raw,
         )
 
 
