@@ -22,6 +22,7 @@ class Kind(StrEnum):
     LIST_410 = "operator killed after the write, its successor's list expires at its second page"
     LIST_500 = "operator killed after the write, its successor's lists are answered 500 once"
     DROP = "watch event never delivered"
+    CRASH_EVENT = "operator killed instead of being told of the event"
     CUT_WATCH = "watch connection cut after the event"
     GONE = "watch ends with ERROR 410 instead of the event"
 
@@ -38,7 +39,7 @@ ON_WRITE = (
     Kind.ANSWER_503,
 )
 ON_RESTART = (Kind.STALE, Kind.LIST_410, Kind.LIST_500)
-ON_EVENT = (Kind.DROP, Kind.CUT_WATCH, Kind.GONE)
+ON_EVENT = (Kind.DROP, Kind.CRASH_EVENT, Kind.CUT_WATCH, Kind.GONE)
 
 CRASHES = (Kind.CRASH_BEFORE, Kind.CRASH_AFTER)
 

@@ -190,6 +190,9 @@ class FaultProxy:
             try:
                 async for line in lines_of(answer.content):
                     kind = self._event_fault(stream, line) if stream else None
+                    if kind is Kind.CRASH_EVENT:
+                        await self._crash()
+                        return response
                     if kind is Kind.GONE:
                         await response.write(_GONE)
                         return response

@@ -22,6 +22,7 @@ from claudejobs.kube.apply import Applier, Stale
 from claudejobs.kube.cache import Cache
 from claudejobs.kube.client import ApiError, KubeClient
 from claudejobs.kube.controller import Controller
+from claudejobs.reconcile import decide, pod, report
 from claudejobs.settings import Settings
 
 
@@ -91,22 +92,6 @@ def no_precondition() -> None:
     KubeClient.request = careless  # type: ignore[method-assign]
 
 
-def no_retry() -> None:
-    """A write that failed is not tried again until something else happens."""
-
-    from claudejobs.kube.workqueue import WorkQueue  # noqa: PLC0415
-
-    WorkQueue.retry = lambda self, key, at_least=0.0: 0.0  # type: ignore[method-assign]
-    never_resync()
-
-
-def old_wins() -> None:
-    """What came last is taken for the newest, also when it is older."""
-    from claudejobs.kube import cache  # noqa: PLC0415
-
-    cache.is_newer = lambda version, than: True  # type: ignore[attr-defined]
-
-
 def no_orphans() -> None:
     """Rows of jobs that were deleted while no operator ran are not looked for."""
 
@@ -116,21 +101,17 @@ def no_orphans() -> None:
     Controller.close_orphans = none  # type: ignore[method-assign]
 
 
-def unrecorded_pod() -> None:
-    """A pod of an attempt that the status does not speak of is not taken for an attempt."""
-    from claudejobs.reconcile import decide as module  # noqa: PLC0415
+def random_pod_names() -> None:
+    """Two operators call the pod of one attempt differently, and what a status does not record is not looked for."""
 
     def base(seen: Any) -> Any:
         return seen.job.status.model_copy(update={"observed_generation": seen.job.generation})
 
-    module._base = base
+    def name_of(job_name: str, attempt: int) -> str:
+        return f"{job_name}-{attempt}{os.getpid()}"
 
-    def suffixed(name: str, attempt: int) -> str:
-        return f"{name}-{attempt + os.getpid() % 1000}"
-
-    from claudejobs.reconcile import pod, report  # noqa: PLC0415
-
-    pod.pod_name = report.pod_name = suffixed
+    decide._base = base
+    pod.pod_name = report.pod_name = name_of
 
 
 BUGS: dict[str, Callable[[], None]] = {
@@ -142,10 +123,8 @@ BUGS: dict[str, Callable[[], None]] = {
         never_resync,
         any_uid,
         no_precondition,
-        no_retry,
-        old_wins,
         no_orphans,
-        unrecorded_pod,
+        random_pod_names,
     )
 }
 

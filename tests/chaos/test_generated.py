@@ -114,10 +114,9 @@ def _rests(job: dict[str, Any]) -> bool:
     if phase == "Suspended":
         return bool(job["spec"].get("suspend"))
     if phase == "Backoff":
-        due = parse_time(status["nextAttemptTime"])
-        assert due is not None
-        return due > datetime.now(UTC) and bool(status["message"])
-    return phase in TERMINAL or (phase == "Pending" and status.get("reason") == "PodForbidden")
+        due = parse_time(status.get("nextAttemptTime"))
+        return due is not None and due > datetime.now(UTC) and bool(status["message"])
+    return phase in TERMINAL or (phase == "Pending" and status.get("reason") in ("PodForbidden", "Dependencies"))
 
 
 async def _live_through(crowd: Crowd, n: int) -> None:
