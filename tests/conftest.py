@@ -43,7 +43,7 @@ def make_namespace(cluster: Cluster) -> Iterator[Namespace]:
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {"name": "claude-credentials", "namespace": namespace.name},
-            "stringData": {"ANTHROPIC_API_KEY": "scripted"},
+            "stringData": {"ANTHROPIC_API_KEY": "key-of-no-use"},
         },
     )
     yield namespace

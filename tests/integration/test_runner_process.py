@@ -155,7 +155,7 @@ async def start(model: str, tmp_path: Path) -> Any:
             "TMPDIR": str(folder),
             "PYTHONPATH": str(REPOSITORY / "operator"),
             "ANTHROPIC_BASE_URL": model,
-            "ANTHROPIC_API_KEY": "scripted",
+            "ANTHROPIC_API_KEY": "key-of-no-use",
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
             "CLAUDEJOBS_INPUT": str(source),
             "CLAUDEJOBS_WORKSPACE": str(folder / "workspace"),

@@ -24,8 +24,11 @@ MIN_LENGTH = 8
 """Characters. Shorter values are left alone: they are no secrets worth the name, and are part of ordinary words
 and numbers, so that replacing them would garble the log and, worse, the answer."""
 
-_BREAK = r"(?:\s|\\+[nrt])*"
-"""Between characters of base64: programs break it into lines, and JSON escapes the breaks."""
+_BREAK = r"(?:\s|\\{1,8}[nrt]){0,4}"
+"""Between characters of base64: programs break it into lines, and JSON escapes the breaks. The bounds here and below
+keep the time linear in the length of any text."""
+
+_SHORT_ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}
 
 
 class Redactor:
@@ -88,8 +91,11 @@ class Redactor:
 
 def _escaped(character: str) -> str:
     """The character, or an escape of it: of JSON inside of JSON the backslashes are doubled."""
-    code = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in f"{ord(character):04x}")
-    return rf"(?:\\*{re.escape(character)}|\\+u{code})"
+    units = character.encode("utf-16-be", "surrogatepass")
+    escapes = [r"\\{1,8}u" + units[at : at + 2].hex() for at in range(0, len(units), 2)]
+    short = _SHORT_ESCAPES.get(character)
+    letter = rf"|\\{{1,8}}{short}" if short else ""
+    return rf"(?:\\{{0,8}}{re.escape(character)}{letter}|(?i:{''.join(escapes)}))"
 
 
 def _base64_patterns(value: bytes) -> Iterable[str]:
@@ -102,4 +108,4 @@ def _base64_patterns(value: bytes) -> Iterable[str]:
 
 
 def _either_alphabet(character: str) -> str:
-    return {"+": r"[+-]", "/": r"(?:\\*/|_)"}.get(character, character)
+    return {"+": r"[+-]", "/": r"(?:\\{0,8}/|_)"}.get(character, character)
