@@ -320,21 +320,44 @@ async def test_a_full_disk_under_the_sqlite_file(tmp_path: Any) -> None:
     assert len(await db.rows()) == 500
 
 
+def sqlite_threads() -> int:
+    return sum("_connection_worker" in thread.name for thread in threading.enumerate())
+
+
 async def test_cancelled_callers_leave_no_lock_and_no_thread(tmp_path: Any) -> None:
     db = await migrated(Db("sqlite", f"sqlite:///{tmp_path}/store.db"))
-    threads = threading.active_count()
+    await until(lambda: sqlite_threads() == 0)
     database = Database(parse_url(db.url), SETTINGS)
-    rows = [state(number) for number in range(200)]
-    lines = [line(seq, seq % 20, "x" * 300) for seq in range(1, 3000)]
-    for delay in range(12):
-        writing = asyncio.create_task(database.write(rows, lines, set(), NOW))
-        await asyncio.sleep(delay / 200)
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        writing = asyncio.create_task(database.write([state(1)], [], set(), NOW))
+        await until(lambda: sqlite_threads() == 1)
+        await asyncio.sleep(0.1)  # the thread waits for the lock now, which nothing shows
         writing.cancel()
+        # Longer than anybody is patient with a cancelled PostgreSQL connection, shorter than busy_timeout.
+        await asyncio.wait({writing}, timeout=0.6)
+        assert not writing.done()
+        other.execute("ROLLBACK")
         await asyncio.wait({writing})
-    await database.write([state(1, "completed")], [], set(), NOW)
-    await database.close()
-    await until(lambda: threading.active_count() <= threads)
+        await database.write([state(1, "completed")], [], set(), NOW)
+    finally:
+        other.close()
+        await database.close()
+    await until(lambda: sqlite_threads() == 0)
     assert (await db.rows())["job-1-1"]["status"] == "completed"
+
+
+async def test_a_password_in_a_driver_error_is_not_passed_on(postgres_db: Db) -> None:
+    database = Database(parse_url(postgres_db.url), SETTINGS)
+
+    async def fail() -> None:
+        raise OSError(f"cannot connect to {postgres_db.url} with {PASSWORD}")
+
+    with pytest.raises(StoreUnavailableError) as caught:
+        await database._translated(fail())
+    assert PASSWORD not in str(caught.value)
+    assert str(caught.value).count("***") == 2
 
 
 def test_default_settings_bound_a_hang_to_seconds() -> None:

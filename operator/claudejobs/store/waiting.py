@@ -42,8 +42,9 @@ async def bounded(work: Coroutine[Any, Any, T], timeout: float) -> T:
 async def finished(work: Coroutine[Any, Any, T], grace: float) -> T:
     """Return what ``work`` returns, however long it takes; when cancelled, let it end first.
 
-    aiosqlite runs statements in a thread, where nothing can cancel them. Cancelling the wait for one loses
-    the connection with its transaction open, and with it the file's write lock for the rest of the process.
+    aiosqlite runs statements in a thread, where nothing can cancel them. Cancelling the wait for one leaves
+    the thread at work, with the file's write lock or in the queue for it: the next try piles up behind it,
+    and the interpreter, which waits for its threads, cannot exit.
 
     Args:
         work: what must not be cut off.
