@@ -142,6 +142,14 @@ async def ttl(stage: Stage) -> None:
     await stage.until_gone()
 
 
+async def ttl_zero(stage: Stage) -> None:
+    """Removed as soon as it has finished: by then its row must have been written."""
+    await stage.create(ttlSecondsAfterFinished=0)
+    await stage.run_attempt(1)
+    await stage.end_attempt(1, completed())
+    await stage.until_gone()
+
+
 async def again(stage: Stage) -> None:
     """Deleted and made anew under its name, while the pod of the first is still there."""
     await stage.create()
@@ -159,4 +167,4 @@ async def again(stage: Stage) -> None:
 
 
 Scenario = Callable[[Stage], Awaitable[None]]
-SCENARIOS: dict[str, Scenario] = {s.__name__: s for s in (hello, retry, cancel, delete, ttl, again)}
+SCENARIOS: dict[str, Scenario] = {s.__name__.replace("_", "-"): s for s in (hello, retry, cancel, delete, ttl, ttl_zero, again)}

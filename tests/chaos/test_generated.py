@@ -25,7 +25,7 @@ from .kubelet import Kubelet, completed, failed, placement
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
-SPECS = int(os.environ.get("CHAOS_SPECS", "300"))
+SPECS = int(os.environ.get("CHAOS_SPECS", "200"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 AT_ONCE = 8
 TERMINAL = ("Completed", "Failed", "Cancelled")
