@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from claudejobs.reconcile.pod import USER
 from localcluster import Cluster
+from localcluster.settings import from_environment
 from tests.support.gitserver import GitServer
 from tests.support.kube import Namespace, job, unique, wait_for
 from tests.support.operator import OperatorProcess, wait_rows
@@ -168,3 +173,113 @@ async def test_cancel_stops_a_checkout(namespace: Namespace, operator: OperatorP
     namespace.wait_phase(name, "Cancelled", "Failed", timeout=30)
     wait_for(lambda: not namespace.pods(name), "the pod is gone")
     await wait_rows(operator, name, "cancelled")
+
+
+@pytest.fixture
+def claim(namespace: Namespace) -> Iterator[tuple[str, Path]]:
+    """A claim on a folder of this machine that the runner's user may write: its name and the folder."""
+    if namespace.cluster.kind != "local":
+        pytest.skip("the volume is a folder of this machine, which only the local cluster's pods reach")
+    name = unique("claim")
+    folder = from_environment().state / "volumes" / name
+    folder.mkdir(parents=True)
+    os.chown(folder, USER, USER)
+    size = {"storage": "1Gi"}
+    modes = ["ReadWriteOnce"]
+    namespace.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": name},
+            "spec": {
+                "capacity": size,
+                "accessModes": modes,
+                "storageClassName": "",
+                "persistentVolumeReclaimPolicy": "Retain",
+                "claimRef": {"namespace": namespace.name, "name": name},
+                "hostPath": {"path": str(folder)},
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": name},
+            "spec": {
+                "accessModes": modes,
+                "storageClassName": "",
+                "volumeName": name,
+                "resources": {"requests": size},
+            },
+        },
+    )
+    yield name, folder
+    namespace.kubectl("delete", "pvc", name, "--wait=false")
+    namespace.kubectl("delete", "pv", name, "--wait=false")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def said_to_the_model(transcript: Path) -> list[str]:
+    """What the user said in a session, in order, and each tool call."""
+    said = []
+    for line in transcript.read_text().splitlines():
+        entry = json.loads(line)
+        content = entry.get("message", {}).get("content", [])
+        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        for block in blocks:
+            if block["type"] == "text" and entry["type"] == "user":
+                said.append(block["text"])
+            elif block["type"] == "tool_use":
+                said.append(f"tool: {block['input'].get('command')}")
+    return said
+
+
+async def test_a_lasting_workspace_lets_the_next_attempt_go_on(
+    namespace: Namespace, operator: OperatorProcess, git_server: GitServer, claim: tuple[str, Path]
+) -> None:
+    """Killed in the middle of a tool: the next pod has the same session, its history, and the files."""
+    name, (claim_name, folder) = unique("resume"), claim
+    url = f"{git_server.url}/open/repo.git"
+    workspace = {"persistentVolumeClaim": {"claimName": claim_name}} | git(url)
+    namespace.apply(job(name, "Remember the heron.\nscript: slow 100", workspace=workspace, workingDirectory="work"))
+    begun = folder / "work/begun.txt"
+    wait_for(begun.exists, "the tool runs", 60)
+    first = begun.read_text()
+    (folder / "work/README.md").write_text("changed by the agent\n")
+    namespace.kubectl("delete", "pod", f"{name}-1", "--force", "--grace-period=0")
+    status = namespace.wait_phase(name, "Completed", "Failed", timeout=80)
+    assert status["phase"] == "Completed", status
+
+    assert [a["outcome"] for a in status["attempts"]] == ["failed", "completed"]
+    assert status["attempts"][0]["category"] == "pod_lost"
+    assert status["attempts"][1]["resumed"] is True
+    assert "attempt 2 resumed the session of the attempt before it" in status["message"]
+    assert {a["sessionId"] for a in status["attempts"]} == {status["sessionId"]}
+    # The model answers so only to a conversation that has the tool call, which was not made a second time.
+    assert status["result"]["text"] == "Done after 100 s."
+    assert begun.read_text() == first
+    assert not (folder / "work/ended.txt").exists()
+    (transcript,) = (folder / ".claude-job/config/projects").glob(f"*/{status['sessionId']}.jsonl")
+    said = said_to_the_model(transcript)
+    tools = [text for text in said if text.startswith("tool: ")]
+    assert tools == ["tool: date > begun.txt; sleep 100; date > ended.txt"]
+    assert said[0].startswith("Remember the heron.")
+    assert said.index(tools[0]) < next(i for i, text in enumerate(said) if text.startswith("The previous run"))
+
+    log = namespace.kubectl("logs", f"{name}-2")
+    assert f"the working directory already holds a clone of {url}, at main; it is left as it is" in log
+    assert (folder / "work/README.md").read_text() == "changed by the agent\n"
+    rows = await wait_rows(operator, name, "failed", "completed")
+    assert rows[0]["session_id"] == rows[1]["session_id"]
+
+
+async def test_an_empty_dir_lets_the_next_attempt_begin_anew(namespace: Namespace, operator: OperatorProcess) -> None:
+    name = unique("anew")
+    namespace.apply(job(name, "script: slow 6"))
+    namespace.wait_phase(name, "Running")
+    namespace.kubectl("delete", "pod", f"{name}-1", "--force", "--grace-period=0")
+    wait_for(lambda: "began anew" in namespace.condition(name, "Started").get("message", ""), "it is told", 60)
+    status = namespace.wait_phase(name, "Completed", "Failed")
+    assert status["phase"] == "Completed", status
+    assert status["attempts"][1]["resumed"] is False
+    assert "attempt 2 began anew, as its workspace had no session to resume" in status["message"]
+    await wait_rows(operator, name, "failed", "completed")

@@ -147,6 +147,8 @@ class RunnerResult(_Wire):
         retry_after_seconds: what the model API asked for, when it limited the rate and the CLI let it be
             known; it hides a Retry-After too long for its own retries.
         api_status: HTTP status of the model API's last error.
+        resumed: the attempt went on with a session that it found on the workspace; ``None`` when the agent was not
+            started.
         truncated: ``text`` or ``structured_output`` was cut or dropped to fit; the ``result`` event in the
             log has the whole.
     """
@@ -165,6 +167,7 @@ class RunnerResult(_Wire):
     api_status: int | None = None
     retry_after_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     restarts: int = 0
+    resumed: bool | None = None
     truncated: bool = False
 
 

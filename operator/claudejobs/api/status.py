@@ -92,6 +92,9 @@ class AttemptStatus(StatusModel):
     message: str = Field("", description="Why it ended, for people.")
     exit_code: int | None = Field(None, description="Exit code of the runner.")
     session_id: str | None = Field(None, description="The agent's session.")
+    resumed: bool | None = Field(
+        None, description="True when it went on with the session of an attempt before it; false when it began anew."
+    )
     node_name: str | None = Field(None, description="Where it ran.")
     cost_usd: float = Field(0.0, alias="costUSD", description="What it cost, US dollars.")
 

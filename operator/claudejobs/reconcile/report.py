@@ -83,6 +83,8 @@ def starting(status: JobStatus, hindrance: Hindrance | None, job: JobView, now: 
 def running(status: JobStatus, pod: PodView, live: LiveReport | None, job: JobView, now: datetime) -> JobStatus:
     """The runner runs."""
     attempt = status.attempts[-1].model_copy(update={"node_name": pod.node})
+    if attempt.attempt > 1 and live and live.resumed is not None:  # of the first it goes without saying, and a write
+        attempt = attempt.model_copy(update={"resumed": live.resumed})
     step = live.step if live and live.step else "the agent is at work"
     status = status.model_copy(
         update={
@@ -93,7 +95,9 @@ def running(status: JobStatus, pod: PodView, live: LiveReport | None, job: JobVi
             "progress": max(status.progress, min(live.progress, 99) if live else 0),
         }
     )
-    return _with_condition(status, ConditionType.STARTED, "True", "Running", f"runs on {pod.node}", job, now)
+    return _with_condition(
+        status, ConditionType.STARTED, "True", "Running", f"runs on {pod.node}{_history(attempt)}", job, now
+    )
 
 
 def attempt_ended(
@@ -117,6 +121,7 @@ def attempt_ended(
             "exit_code": ending.exit_code,
             "session_id": (result and result.session_id) or attempt.session_id,
             "node_name": (pod and pod.node) or attempt.node_name,
+            "resumed": result.resumed if result and result.resumed is not None else attempt.resumed,
             "cost_usd": round(result.cost_usd, 6) if result else 0.0,
         }
     )
@@ -152,7 +157,7 @@ def finished(
     outcome: Any = {Phase.COMPLETED: "completed", Phase.CANCELLED: "cancelled"}.get(phase, "failed")
     status = attempt_ended(status, ending, now, pod, outcome)
     reason = str(ending.category) if ending.category else "Completed"
-    message = ending.message or "the agent has finished"
+    message = ending.message or f"the agent has finished{_history(status.attempts[-1])}"
     status = status.model_copy(
         update={
             "observed_generation": job.generation,
@@ -241,6 +246,15 @@ def _with_condition(
     )
     others = [c for c in status.conditions if c.type != kind]
     return status.model_copy(update={"conditions": sorted([*others, condition], key=lambda c: c.type)})
+
+
+def _history(attempt: AttemptStatus) -> str:
+    """What a later attempt made of the ones before it, for people."""
+    if attempt.attempt == 1 or attempt.resumed is None:
+        return ""
+    if attempt.resumed:
+        return f"; attempt {attempt.attempt} resumed the session of the attempt before it"
+    return f"; attempt {attempt.attempt} began anew, as its workspace had no session to resume"
 
 
 def _seconds(time: datetime) -> datetime:

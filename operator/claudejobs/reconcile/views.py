@@ -224,6 +224,7 @@ class LiveReport:
 
     Attributes:
         step: what the agent does now, for people.
+        resumed: whether the attempt went on with an earlier one's session; what its restarts did is not told.
         result: the result event, which has the whole answer where the termination message had to be cut.
         drained: the log was read to its end after the container had ended.
         tail: the last that the agent did and printed, for whoever looks at a failure.
@@ -233,6 +234,7 @@ class LiveReport:
     step: str = ""
     session_id: str | None = None
     model: str | None = None
+    resumed: bool | None = None
     result: RunnerResult | None = None
     drained: bool = False
     tail: tuple[str, ...] = ()
@@ -241,7 +243,8 @@ class LiveReport:
         """Take one event in."""
         match event:
             case Session():
-                return replace(self, session_id=event.session_id, model=event.model)
+                resumed = event.resumed if self.resumed is None else self.resumed
+                return replace(self, session_id=event.session_id, model=event.model, resumed=resumed)
             case Progress():
                 return replace(self, progress=max(self.progress, event.percent), step=event.message or self.step)
             case ToolUse():

@@ -57,6 +57,7 @@ class Attempt:
         self._restarts = 0
         self._turns = 0
         self._model: str | None = None
+        self._resumed: bool | None = None
 
     def stop(self, reason: StopReason) -> None:
         """Interrupt the agent and end the attempt; the first reason counts."""
@@ -109,6 +110,8 @@ class Attempt:
     async def _run_process(self, budget: float | None) -> Ending:
         """One process of the CLI, from its start to the death of everything that it left behind."""
         resume = self._state.has_transcript(self._job.session_id)
+        if self._resumed is None:  # a restart inside the pod resumes, too, but is the same attempt
+            self._resumed = resume
         relay = self._relay = Relay(self._writer, self._tasks, resume)
         options = build_options(
             self._job,
@@ -266,6 +269,7 @@ class Attempt:
             api_status=verdict.status,
             retry_after_seconds=self._relay.retry_after if limited and self._relay is not None else None,
             restarts=self._restarts,
+            resumed=self._resumed,
         )
 
 
