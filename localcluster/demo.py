@@ -86,7 +86,7 @@ def install(kubectl: Kubectl, images: dict[str, str], key: str | None) -> None:
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
     for name in (SYSTEM, JOBS):
         kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
-    kubectl.apply(_secret(JOBS, "claude-credentials", {"ANTHROPIC_API_KEY": key or "scripted"}))
+    kubectl.apply(_secret(JOBS, "claude-credentials", {"ANTHROPIC_API_KEY": key or "key-of-no-use"}))
     repository, _, tag = images["claudejobs-operator"].rpartition(":")
     values: dict[str, Any] = {
         "image": {"repository": repository, "tag": tag},
