@@ -34,7 +34,10 @@ class Api(KubeClient):
     async def to(cls, cluster: Cluster) -> AsyncIterator[Api]:
         """Connect to the cluster."""
         configuration = Configuration()
-        await config.load_kube_config(config_file=str(cluster.kubeconfig), client_configuration=configuration)
+        await config.load_kube_config(  # type: ignore[no-untyped-call]
+            config_file=str(cluster.kubeconfig), client_configuration=configuration
+        )
+        assert configuration.cert_file, "the tests need an administrator who is known by a certificate"
         context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
         context.load_cert_chain(configuration.cert_file, configuration.key_file)
         connector = aiohttp.TCPConnector(ssl=context, limit=0)

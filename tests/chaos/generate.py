@@ -103,7 +103,7 @@ class Generator:
         return self._random.choice([least, most, self._random.randint(least, most), min(most, least + 1)])
 
     def _number(self, schema: Schema, _: float) -> float:
-        least, most = schema.get("minimum", 0), schema.get("maximum", 1000)
+        least, most = float(schema.get("minimum", 0)), float(schema.get("maximum", 1000))
         return self._random.choice([least + 0.01, most, round(self._random.uniform(least + 0.01, most), 3)])
 
     def _boolean(self, _: Schema, __: float) -> bool:
@@ -150,7 +150,7 @@ def _spots(value: Any, schema: Schema, path: str) -> Any:
     if schema.get("x-kubernetes-preserve-unknown-fields"):
         return
     if isinstance(value, dict):
-        nodes = schema.get("properties") or dict.fromkeys(value, schema.get("additionalProperties"))
+        nodes: dict[str, Any] = schema.get("properties") or dict.fromkeys(value, schema.get("additionalProperties"))
         for name in value:
             yield f"{path}.{name}", nodes[name], _putter(value, name)
             yield from _spots(value[name], nodes[name], f"{path}.{name}")

@@ -167,4 +167,6 @@ async def again(stage: Stage) -> None:
 
 
 Scenario = Callable[[Stage], Awaitable[None]]
-SCENARIOS: dict[str, Scenario] = {s.__name__.replace("_", "-"): s for s in (hello, retry, cancel, delete, ttl, ttl_zero, again)}
+SCENARIOS: dict[str, Scenario] = {
+    s.__name__.replace("_", "-"): s for s in (hello, retry, cancel, delete, ttl, ttl_zero, again)
+}

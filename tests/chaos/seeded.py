@@ -26,13 +26,18 @@ from claudejobs.reconcile import decide, pod, report
 from claudejobs.settings import Settings
 
 
+def _swap(owner: Any, name: str, value: Any) -> None:
+    assert hasattr(owner, name), f"{owner} has no {name} any more: this bug must be put in anew"
+    setattr(owner, name, value)
+
+
 def ignore_confirm_gone() -> None:
     """A pod that the view does not have is taken for lost without asking the API server."""
 
     async def confirm(*_: Any) -> None:
         return None
 
-    Applier._confirm_gone = confirm  # type: ignore[method-assign]
+    _swap(Applier, "_confirm_gone", confirm)
 
 
 def status_before_pod() -> None:
@@ -44,7 +49,7 @@ def status_before_pod() -> None:
         now = self._cache.jobs[job.key]
         return await create(self, now, attempt, status)
 
-    Applier._create_pod = late  # type: ignore[method-assign]
+    _swap(Applier, "_create_pod", late)
 
 
 def exists_is_failure() -> None:
@@ -54,7 +59,7 @@ def exists_is_failure() -> None:
         await self._write_status(job, self._unbuildable(job, f"pod {attempt} exists"))
         raise Stale("exists")
 
-    Applier._adopt = adopt  # type: ignore[method-assign]
+    _swap(Applier, "_adopt", adopt)
 
 
 def never_resync() -> None:
@@ -63,12 +68,12 @@ def never_resync() -> None:
     async def nothing(_: Controller) -> None:
         return None
 
-    Controller._resync_periodically = nothing  # type: ignore[method-assign]
+    _swap(Controller, "_resync_periodically", nothing)
 
 
 def any_uid() -> None:
     """The pods of a job are told by the job's name alone."""
-    Cache.pods_of = lambda self, job: list(self._pods.get(job.key, {}).values())  # type: ignore[method-assign]
+    _swap(Cache, "pods_of", lambda self, job: list(self._pods.get(job.key, {}).values()))
     adopt = Applier._adopt
 
     async def adopt_any(self: Applier, job: Any, attempt: int) -> None:
@@ -77,7 +82,7 @@ def any_uid() -> None:
         except ApiError:
             return
 
-    Applier._adopt = adopt_any  # type: ignore[method-assign]
+    _swap(Applier, "_adopt", adopt_any)
 
 
 def no_precondition() -> None:
@@ -89,7 +94,7 @@ def no_precondition() -> None:
             body = {key: value for key, value in body.items() if key != "metadata"}
         return await patch(self, method, path, body, *args, **kwargs)
 
-    KubeClient.request = careless  # type: ignore[method-assign]
+    _swap(KubeClient, "request", careless)
 
 
 def no_orphans() -> None:
@@ -98,7 +103,7 @@ def no_orphans() -> None:
     async def none(_: Controller) -> int:
         return 0
 
-    Controller.close_orphans = none  # type: ignore[method-assign]
+    _swap(Controller, "close_orphans", none)
 
 
 def random_pod_names() -> None:
@@ -110,8 +115,9 @@ def random_pod_names() -> None:
     def name_of(job_name: str, attempt: int) -> str:
         return f"{job_name}-{attempt}{os.getpid()}"
 
-    decide._base = base
-    pod.pod_name = report.pod_name = name_of
+    _swap(decide, "_base", base)
+    _swap(pod, "pod_name", name_of)
+    _swap(report, "pod_name", name_of)
 
 
 BUGS: dict[str, Callable[[], None]] = {

@@ -55,10 +55,12 @@ async def runs(field: Field) -> AsyncIterator[Runs]:
 
 
 @pytest.mark.parametrize("bug", BUGS)
-async def test_a_deliberate_bug_is_caught(bug: str, runs: Runs) -> None:
-    faults = POINTS[bug][1]
+async def test_a_deliberate_bug_is_caught(bug: str, runs: Runs, field: Field) -> None:
+    scenario, faults = POINTS[bug]
     done = await asyncio.gather(*runs[bug])
     caught = [fault for fault, run in zip(faults, done, strict=True) if run.trouble]
     kinds = sorted({fault.kind if fault else "no fault at all" for fault in caught})
     NOTES.append(f"bug {bug}: caught at {len(caught)} of {len(faults)} points: {'; '.join(kinds)}")
     assert caught, f"nothing shows {bug}"
+    sound = await asyncio.gather(*(field.run(scenario, fault) for fault in caught))
+    assert not any(run.trouble for run in sound), "a sound operator fails there, too"
