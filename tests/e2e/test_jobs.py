@@ -68,7 +68,7 @@ def test_structured_output(namespace: Namespace, operator: OperatorProcess) -> N
 async def test_a_missing_secret_is_named_and_waited_for(namespace: Namespace, operator: OperatorProcess) -> None:
     name, secret = unique("secret"), unique("late")
     namespace.apply(job(name, credentialsSecretRef={"name": secret}))
-    condition = wait_for(lambda: namespace.condition(name, "Started"), "the Started condition", 15)
+    condition = wait_for(lambda: namespace.condition(name, "Started"), "the Started condition")
     assert (condition["status"], condition["reason"]) == ("False", "CredentialsMissing")
     assert f"Secret {secret} does not exist in namespace {namespace.name}" in condition["message"]
     namespace.kubectl("create", "secret", "generic", secret, "--from-literal=ANTHROPIC_API_KEY=x")
@@ -199,7 +199,7 @@ async def test_a_claim_keeps_the_session_for_the_next_attempt(namespace: Namespa
     """A claim that does not exist is named; what a lasting workspace does is shown by the runner's own tests."""
     name = unique("claim")
     namespace.apply(job(name, workspace={"persistentVolumeClaim": {"claimName": "nowhere"}}))
-    condition = wait_for(lambda: namespace.condition(name, "Started"), "the Started condition", 15)
+    condition = wait_for(lambda: namespace.condition(name, "Started"), "the Started condition")
     assert condition["reason"] == "WorkspaceMissing"
     assert "PersistentVolumeClaim nowhere does not exist" in condition["message"]
     namespace.patch(name, cancel=True)

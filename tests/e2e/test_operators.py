@@ -22,7 +22,7 @@ Make = Callable[..., OperatorProcess]
 async def test_an_image_that_cannot_be_pulled_is_named(own_namespace: Namespace, own_operator: Make) -> None:
     operator = own_operator(runner_image="localhost:1/nowhere:1", start_timeout=10).start()
     own_namespace.apply(job("pull"))
-    condition = wait_for(lambda: own_namespace.condition("pull", "Started"), "the Started condition", 15)
+    condition = wait_for(lambda: own_namespace.condition("pull", "Started"), "the Started condition")
     assert (condition["status"], condition["reason"]) == ("False", "ImagePull")
     assert "localhost:1/nowhere:1" in condition["message"]
     status = own_namespace.wait_phase("pull", "Failed")

@@ -18,7 +18,7 @@ from localcluster import Cluster
 T = TypeVar("T")
 
 
-def wait_for(probe: Callable[[], T | None], what: str, timeout: float = 30.0) -> T:
+def wait_for(probe: Callable[[], T | None], what: str, timeout: float = 60.0) -> T:
     """The first truthy answer of ``probe``; fails after ``timeout`` seconds, saying ``what`` did not come."""
     deadline = time.monotonic() + timeout
     while True:
@@ -85,7 +85,7 @@ class Namespace:
         )["items"]
         return items
 
-    def wait_phase(self, name: str, *phases: str, timeout: float = 60.0) -> dict[str, Any]:
+    def wait_phase(self, name: str, *phases: str, timeout: float = 120.0) -> dict[str, Any]:
         """Wait until a job is in one of the phases; its status."""
         seen: dict[str, Any] = {}
 

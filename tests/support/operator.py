@@ -56,7 +56,7 @@ class OperatorProcess:
                 stdout=log,
                 stderr=log,
             )
-        wait_for(self.ready, f"the operator is ready; its log: {self.log}", 30)
+        wait_for(self.ready, f"the operator is ready; its log: {self.log}")
         return self
 
     def ready(self) -> bool:
@@ -94,7 +94,7 @@ class OperatorProcess:
 
 async def wait_rows(operator: OperatorProcess, name: str, *statuses: str) -> list[dict[str, Any]]:
     """Wait until a job's rows have these statuses, one per attempt."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         rows = await operator.rows(name)
         if tuple(row["status"] for row in rows) == statuses:
