@@ -14,7 +14,7 @@ import pytest
 from claudejobs.reconcile.pod import USER
 from localcluster import Cluster
 from localcluster.settings import from_environment
-from tests.support.gitserver import GitServer
+from tests.support.gitserver import GitServer, ssh_server
 from tests.support.kube import Namespace, job, unique, wait_for
 from tests.support.operator import OperatorProcess, wait_rows
 
@@ -173,6 +173,27 @@ async def test_cancel_stops_a_checkout(namespace: Namespace, operator: OperatorP
     namespace.wait_phase(name, "Cancelled", "Failed", timeout=30)
     wait_for(lambda: not namespace.pods(name), "the pod is gone")
     await wait_rows(operator, name, "cancelled")
+
+
+async def test_a_repository_over_ssh(
+    namespace: Namespace,
+    operator: OperatorProcess,
+    git_server: GitServer,
+    tmp_path: Path,
+) -> None:
+    name, secret = unique("ssh"), unique("git-key")
+    assert namespace.cluster.gateway
+    with ssh_server(namespace.cluster.gateway, git_server.root / "repo.git", tmp_path) as server:
+        data = {"ssh-privatekey": server.key, "known_hosts": server.known_hosts}
+        namespace.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret}, "stringData": data})
+        prompt = (
+            "script: tool cat README.md; echo FOUND; grep -rlsa '[O]PENSSH PRIVATE' /workspace /tmp /home; echo END"
+        )
+        namespace.apply(job(name, prompt, workspace=git(server.url, secretRef={"name": secret})))
+        status = namespace.wait_phase(name, "Completed", "Failed")
+    assert status["phase"] == "Completed", status
+    assert "hello from git\\nFOUND\\nEND" in namespace.kubectl("logs", f"{name}-1")
+    await wait_rows(operator, name, "completed")
 
 
 @pytest.fixture

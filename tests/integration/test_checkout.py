@@ -17,7 +17,7 @@ import pytest
 
 from claudejobs.api.categories import POLICIES, Category
 from claudejobs.api.events import Outcome, RunnerResult, parse_result
-from tests.support.gitserver import GitServer, git
+from tests.support.gitserver import GitServer, SshServer, git, ssh_server
 
 REPOSITORY = Path(__file__).parents[2]
 PASSWORD = "s3cret-pass/word+42"
@@ -268,3 +268,38 @@ def test_the_runners_folder_is_not_the_repositorys(checkout: Checkout, server: G
 def test_other_schemes(checkout: Checkout, url: str, said: str) -> None:
     done = checkout(url, ssh_key="not a key", known_hosts="[127.0.0.1]:1 ssh-ed25519 AAAA")
     assert said in done.failed(Category.NETWORK)
+
+
+@pytest.fixture(scope="module")
+def ssh(server: GitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    with ssh_server("127.0.0.1", server.root / "repo.git", tmp_path_factory.mktemp("ssh")) as running:
+        yield running
+
+
+def test_ssh_with_a_key_and_known_hosts(checkout: Checkout, ssh: SshServer) -> None:
+    done = checkout(ssh.url, ssh_key=ssh.key.strip(), known_hosts=ssh.known_hosts)
+    assert done.code == 0, done.output
+    assert (done.workspace / "README.md").read_text() == "hello from git\n"
+    assert ssh.key.splitlines()[2].encode() not in everything_in(done.workspace)
+    assert "PRIVATE KEY" not in (done.workspace / ".git/config").read_text()
+
+
+def test_ssh_without_known_hosts_says_so(checkout: Checkout, ssh: SshServer) -> None:
+    done = checkout(ssh.url, ssh_key=ssh.key)
+    assert done.code == 0, done.output
+    assert "the server's key was not checked, as the Secret has no known_hosts" in done.message
+
+
+def test_ssh_refuses_a_wrong_key_and_a_wrong_server(checkout: Checkout, ssh: SshServer, tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
+    other = (tmp_path / "other").read_text()
+    wrong_key = checkout(ssh.url, ssh_key=other, known_hosts=ssh.known_hosts)
+    assert "Permission denied" in wrong_key.failed(Category.WORKSPACE)
+    address = ssh.known_hosts.split()[0]
+    public = " ".join((tmp_path / "other.pub").read_text().split()[:2])
+    wrong_host = checkout(ssh.url, ssh_key=ssh.key, known_hosts=f"{address} {public}")
+    assert "Host key verification failed" in wrong_host.failed(Category.WORKSPACE)
+    broken = checkout(ssh.url, ssh_key="no key at all", known_hosts=ssh.known_hosts)
+    said = broken.failed(Category.WORKSPACE)
+    assert "error in libcrypto" in said or "invalid format" in said
+    assert "no key at all" not in said

@@ -9,11 +9,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import os
+import shutil
+import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
 
 IDENTITY = ("-c", "user.name=Test", "-c", "user.email=test@example.invalid", "-c", "init.defaultBranch=main")
 
@@ -123,3 +131,49 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+
+@dataclass(frozen=True)
+class SshServer:
+    """A real sshd that serves one repository to one key, and nothing else."""
+
+    url: str
+    key: str
+    known_hosts: str
+
+
+@contextlib.contextmanager
+def ssh_server(host: str, repository: Path, folder: Path) -> Iterator[SshServer]:
+    """Serve a repository over ssh; skips the test where there is no sshd."""
+    program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None or os.getuid() != 0:
+        pytest.skip("needs sshd (package openssh-server), as root")
+    for name in ("host", "client"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    public = (folder / "client.pub").read_text()
+    (folder / "authorized").write_text(f'restrict,command="git-upload-pack {repository}" {public}')
+    with socket.socket() as free:
+        free.bind((host, 0))
+        port = free.getsockname()[1]
+    config = f"""
+        Port {port}
+        ListenAddress {host}
+        HostKey {folder}/host
+        AuthorizedKeysFile {folder}/authorized
+        PermitRootLogin forced-commands-only
+        PasswordAuthentication no
+        KbdInteractiveAuthentication no
+        StrictModes no
+        UsePAM no
+        PidFile none
+    """
+    (folder / "config").write_text(config)
+    Path("/run/sshd").mkdir(exist_ok=True)  # where sshd confines itself before a login
+    with subprocess.Popen([program, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert b"listening" in process.stderr.readline()
+        known = f"[{host}]:{port} " + " ".join((folder / "host.pub").read_text().split()[:2])
+        try:
+            yield SshServer(f"ssh://root@{host}:{port}/repo.git", (folder / "client").read_text(), known)
+        finally:
+            process.terminate()
