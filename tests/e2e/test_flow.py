@@ -51,7 +51,7 @@ def test_the_deadline_of_the_whole_job_includes_backoff(namespace: Namespace, op
     name = unique("deadline")
     retry = {"maxAttempts": 20, "backoff": {"type": "fixed", "delaySeconds": 300}}
     namespace.apply(job(name, "script: slow 300", activeDeadlineSeconds=4, retry=retry))
-    status = namespace.wait_phase(name, "Failed", timeout=30)
+    status = namespace.wait_phase(name, "Failed", timeout=120)
     assert status["reason"] == "timeout"
     assert "spec.activeDeadlineSeconds" in status["message"]
     wait_for(lambda: not namespace.pods(name), "the pod is gone")

@@ -122,7 +122,7 @@ async def test_cancel_stops_a_running_agent(namespace: Namespace, operator: Oper
     namespace.apply(job(name, "script: slow 120"))
     namespace.wait_phase(name, "Running")
     namespace.patch(name, cancel=True)
-    status = namespace.wait_phase(name, "Cancelled", "Failed", timeout=30)
+    status = namespace.wait_phase(name, "Cancelled", "Failed", timeout=120)
     assert status["phase"] == "Cancelled"
     assert namespace.condition(name, "Finished")["reason"] == "Cancelled"
     wait_for(lambda: not namespace.pods(name), "the pod is gone")
