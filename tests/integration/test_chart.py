@@ -1,0 +1,174 @@
+"""The chart through real helm and a real API server."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+from localcluster import Cluster
+from tests.support.kube import Namespace
+from tests.support.operator import REPOSITORY
+
+pytestmark = pytest.mark.e2e
+
+CHART = str(REPOSITORY / "charts" / "claudejobs")
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
+RULES_OF_A_READER = {"get", "list", "watch"}
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "cluster database": {"database": {"existingSecret": "db"}, "replicas": 3},
+    "no claim": {"database": {"persistence": {"enabled": False}}},
+    "claim that exists": {"database": {"persistence": {"existingClaim": "mine"}}},
+    "watched namespaces": {"watchNamespaces": ["OWN"], "rbac": {"aggregateToDefaultRoles": False}},
+    "job namespaces": {"jobNamespaces": ["OWN"], "createJobNamespaces": False},
+    "all the rest": {
+        "crds": {"keep": False},
+        "imagePullSecrets": [{"name": "pull"}],
+        "runner": {"pullPolicy": "Always"},
+        "model": {"baseURL": "http://model.example", "default": "claude-sonnet-4-5", "credentialsSecret": "other"},
+        "settings": {"MAX_CONCURRENT_JOBS": 100000, "JOB_TIMEOUT": "604800", "HOST_USERS": False},
+        "serviceAccount": {"name": "runner", "annotations": {"a.example/b": "c"}},
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "podAnnotations": {"a.example/b": "true"},
+        "podLabels": {"team": "agents"},
+        "priorityClassName": "high",
+    },
+}
+
+
+def helm(cluster: Cluster, *arguments: str, values: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [str(cluster.bin_dir / "helm"), "--kubeconfig", str(cluster.kubeconfig), *arguments]
+    given = yaml.safe_dump(values or {})
+    return subprocess.run([*command, "--values", "-"], input=given, capture_output=True, text=True, check=False)
+
+
+def render(namespace: Namespace, values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """What the chart makes of the values."""
+    done = helm(namespace.cluster, "template", "release", CHART, "--namespace", namespace.name, values=values)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def refused(namespace: Namespace, values: dict[str, Any]) -> str:
+    """Why the chart does not take the values."""
+    done = helm(namespace.cluster, "template", "release", CHART, "--namespace", namespace.name, values=values)
+    assert done.returncode != 0, f"taken: {values}"
+    return done.stderr
+
+
+def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [obj for obj in objects if obj["kind"] == kind]
+
+
+def container(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    (deployment,) = of_kind(objects, "Deployment")
+    (one,) = deployment["spec"]["template"]["spec"]["containers"]
+    return dict(one)
+
+
+def test_helm_finds_nothing_to_complain_about(cluster: Cluster) -> None:
+    done = helm(cluster, "lint", CHART, "--strict")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_api_server_takes_what_the_chart_makes(own_namespace: Namespace, shape: str) -> None:
+    values = yaml.safe_load(yaml.safe_dump(SHAPES[shape]).replace("OWN", own_namespace.name))
+    objects = render(own_namespace, values)
+    # Under Pod Security `restricted`, as the namespace is; a pod that violates it is warned of on standard error.
+    done = own_namespace.run("apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump_all(objects))
+    assert done.returncode == 0, done.stderr
+    assert "would violate PodSecurity" not in done.stderr
+
+
+def test_each_variable_is_set_once(own_namespace: Namespace) -> None:
+    names = [variable["name"] for variable in container(render(own_namespace, SHAPES["all the rest"]))["env"]]
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_numbers_reach_the_operator_as_they_were_written(own_namespace: Namespace) -> None:
+    env = {v["name"]: v.get("value") for v in container(render(own_namespace, SHAPES["all the rest"]))["env"]}
+    assert env["MAX_CONCURRENT_JOBS"] == "100000"
+    assert env["HOST_USERS"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"watchNamespace": "a"}, "watchNamespace"),
+        ({"database": {"url": "postgresql://"}}, "url"),
+        ({"settings": {"MAX_CONCURENT_JOBS": 3}}, "MAX_CONCURENT_JOBS"),
+        ({"settings": {"DATABASE_URL": "sqlite:///x"}}, "DATABASE_URL"),
+        ({"replicas": 0}, "replicas"),
+        ({"watchNamespaces": ["a"], "jobNamespaces": ["b"]}, "jobNamespaces has b, which is not among watchNamespaces"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(own_namespace: Namespace, values: dict[str, Any], named: str) -> None:
+    assert named in refused(own_namespace, values)
+
+
+def test_the_crd_is_that_of_the_models_and_survives_the_chart(own_namespace: Namespace) -> None:
+    (crd,) = of_kind(render(own_namespace), "CustomResourceDefinition")
+    assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert crd == yaml.safe_load((REPOSITORY / "crds" / "claudecodejobs.yaml").read_text())
+    assert of_kind(render(own_namespace, {"crds": {"enabled": False}}), "CustomResourceDefinition") == []
+
+
+def test_with_a_list_of_namespaces_the_operator_has_no_permission_elsewhere(own_namespace: Namespace) -> None:
+    objects = render(own_namespace, {"watchNamespaces": ["team-a", "team-b"]})
+    assert of_kind(objects, "ClusterRoleBinding") == []
+    bound = {role["metadata"]["namespace"] for role in of_kind(objects, "RoleBinding")}
+    assert bound == {"team-a", "team-b", own_namespace.name}
+
+
+def test_the_operator_reads_no_secrets_and_changes_no_pods(own_namespace: Namespace) -> None:
+    (role,) = [
+        r for r in of_kind(render(own_namespace), "ClusterRole") if r["metadata"]["name"] == "release-claudejobs"
+    ]
+    allowed = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
+    assert set(allowed) == {"claudecodejobs", "claudecodejobs/status", "pods", "pods/log"}
+    assert allowed["pods"] == RULES_OF_A_READER | {"create", "delete"}
+
+
+def test_sqlite_has_one_replica_that_is_gone_before_the_next_comes(own_namespace: Namespace) -> None:
+    (embedded,) = of_kind(render(own_namespace, {"replicas": 3}), "Deployment")
+    assert embedded["spec"]["replicas"] == 1
+    assert embedded["spec"]["strategy"] == {"type": "Recreate"}
+    (shared,) = of_kind(render(own_namespace, SHAPES["cluster database"]), "Deployment")
+    assert shared["spec"]["replicas"] == 3
+
+
+def test_job_pods_may_reach_dns_and_the_model_only(own_namespace: Namespace) -> None:
+    egress = [{"to": [{"podSelector": {"matchLabels": {"app": "model"}}}]}]
+    values = {"jobNamespaces": ["team-a"], "networkPolicy": {"egress": egress}}
+    objects = render(own_namespace, values)
+    (policy,) = of_kind(objects, "NetworkPolicy")
+    assert policy["spec"]["podSelector"] == {"matchExpressions": [{"key": "claudecode.dev/job", "operator": "Exists"}]}
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in policy["spec"]
+    assert [len(rule.get("ports", [])) for rule in policy["spec"]["egress"]] == [4, 0]
+    (made,) = of_kind(objects, "Namespace")
+    assert made["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert of_kind(render(own_namespace, values | {"createJobNamespaces": False}), "Namespace") == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_api_server_takes_the_examples(own_namespace: Namespace, path: Any) -> None:
+    done = own_namespace.run("apply", "--dry-run=server", "-f", str(path))
+    assert done.returncode == 0, done.stderr
+    assert all("namespace" not in obj["metadata"] for obj in yaml.safe_load_all(path.read_text()))
+
+
+def test_the_first_job_of_the_notes_is_valid(own_namespace: Namespace) -> None:
+    arguments = ("install", "release", CHART, "--namespace", own_namespace.name, "--dry-run=client")
+    done = helm(own_namespace.cluster, *arguments, values={"crds": {"enabled": False}})
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.split("<<EOF\n")[1].split("EOF")[0]
+    assert "spec:" in job
+    own_namespace.kubectl("apply", "--dry-run=server", "-f", "-", stdin=job)
