@@ -7,19 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 import localcluster
-from claudejobs.api.events import Event, Progress, ToolResult, ToolUse, parse_event
-from claudejobs.api.events import Text as AgentText
 from localcluster import Cluster, LocalClusterError, from_environment
+from localcluster.following import follow, printable
 from localcluster.progress import say, step
 from localcluster.settings import REPOSITORY
 
@@ -28,6 +23,8 @@ MODEL = "scripted-model"
 USER = 65532
 PATIENCE = 600
 """Seconds that the job may take."""
+ROLLOUT = 300
+"""Seconds that a Deployment may take; a loaded machine needs most of them."""
 
 
 class Kubectl:
@@ -54,14 +51,31 @@ class Kubectl:
             raise LocalClusterError(f"{tool} {' '.join(arguments[:4])}: {done.stderr.strip()}")
         return done.stdout
 
-    def apply(self, *objects: dict[str, Any]) -> None:
-        """Apply objects."""
-        self("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+    def apply(self, *objects: dict[str, Any]) -> bool:
+        """Apply objects; whether one that was there is another now."""
+        return "configured" in self("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    def roll_out(self, deployment: str) -> None:
+        """Wait for a Deployment. Raises LocalClusterError with what its pods say when it does not come."""
+        try:
+            self("-n", SYSTEM, "rollout", "status", f"deployment/{deployment}", f"--timeout={ROLLOUT}s")
+        except LocalClusterError as error:
+            pods = self.glimpse("get", "pods", "-o", "wide")
+            log = self.glimpse("logs", f"deployment/{deployment}", "--tail=20")
+            raise LocalClusterError(f"{error}\n\n{pods}\nthe end of its log:\n{log}") from None
+
+    def glimpse(self, *arguments: str) -> str:
+        """What kubectl says about the operator's namespace, be it an error: for messages about other errors."""
+        try:
+            return self("-n", SYSTEM, *arguments)
+        except LocalClusterError as error:
+            return f"{error}\n"
 
 
 def main() -> int:
     """Set everything up, run the job, show what came of it."""
-    key = os.environ.get("ANTHROPIC_API_KEY")
+    # Taken out of the environment, so that no program started from here inherits them.
+    key, database = os.environ.pop("ANTHROPIC_API_KEY", ""), os.environ.pop("DATABASE_URL", "")
     if key:
         os.environ.setdefault("CLUSTER_EGRESS", "open")  # the real model is outside
     cluster = localcluster.ensure()
@@ -73,15 +87,18 @@ def main() -> int:
         say("The model is scripted, because ANTHROPIC_API_KEY is not set: a local server speaks the Messages API.")
         say("Everything else is real: API server, scheduler, kubelet, containerd, the pod, the Agent SDK and its CLI.")
     with step("Installing the operator"):
-        install(kubectl, images, key)
+        install(kubectl, images, key, database)
     prepare_workspace(kubectl, cluster)
     kubectl("-n", JOBS, "apply", "-f", str(REPOSITORY / "examples" / "hello.yaml"))
     say(f"Applied examples/hello.yaml in namespace {JOBS}.")
-    phase = follow(kubectl)
-    return show(kubectl, phase, images["claudejobs-runner"])
+    try:
+        follow(kubectl, JOBS, NAME, PATIENCE)
+    except LocalClusterError as error:
+        print(f"\n{error}")
+    return show(kubectl, images["claudejobs-runner"])
 
 
-def install(kubectl: Kubectl, images: dict[str, str], key: str | None) -> None:
+def install(kubectl: Kubectl, images: dict[str, str], key: str, database: str) -> None:
     """Install the chart, and the scripted model where there is no key."""
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
     for name in (SYSTEM, JOBS):
@@ -92,23 +109,37 @@ def install(kubectl: Kubectl, images: dict[str, str], key: str | None) -> None:
         "image": {"repository": repository, "tag": tag},
         "runner": {"image": images["claudejobs-runner"]},
         "watchNamespaces": [JOBS],
+        "jobNamespaces": [JOBS],  # for its NetworkPolicy
+        "createJobNamespaces": False,
         # The chart's claim needs a StorageClass, which the local cluster has none of.
         "database": {"persistence": {"enabled": kubectl.cluster.kind != "local"}},
     }
-    url = os.environ.get("DATABASE_URL")
-    if url:
-        kubectl.apply(_secret(SYSTEM, "claudejobs-database", {"DATABASE_URL": url}))
+    moved = False
+    if database:
+        moved = kubectl.apply(_secret(SYSTEM, "claudejobs-database", {"DATABASE_URL": database}))
         values["database"] = {"existingSecret": "claudejobs-database"}
     if not key:
         kubectl.apply(*scripted_model(images["claudejobs-operator"]))
-        kubectl("-n", SYSTEM, "rollout", "status", f"deployment/{MODEL}", "--timeout=120s")
         values["model"] = {"baseURL": f"http://{MODEL}.{SYSTEM}.svc:8080"}
+        values["networkPolicy"] = {"egress": [_egress_to_model()]}
     chart = str(REPOSITORY / "charts" / "claudejobs")
     kubectl("apply", "--server-side", "--force-conflicts", "-f", str(REPOSITORY / "crds"))
     values["crds"] = {"enabled": False}  # applied above: the cluster's CRD may belong to a test run
+    # helm that was cut short leaves a release "in progress", and refuses to go on for ever after.
+    for state in ("pending-install", "pending-upgrade", "pending-rollback"):
+        kubectl("-n", SYSTEM, "delete", "secret", "-l", f"owner=helm,name=claudejobs,status={state}")
     arguments = ("upgrade", "--install", "claudejobs", chart, "--namespace", SYSTEM, "--values", "-")
     kubectl.run("helm", *arguments, stdin=yaml.safe_dump(values))
-    kubectl("-n", SYSTEM, "rollout", "status", "deployment/claudejobs", "--timeout=120s")
+    if moved:  # which no Deployment notices
+        kubectl("-n", SYSTEM, "rollout", "restart", "deployment/claudejobs")
+    for deployment in ("claudejobs", *(() if key else (MODEL,))):
+        kubectl.roll_out(deployment)
+
+
+def _egress_to_model() -> dict[str, Any]:
+    namespace = {"matchLabels": {"kubernetes.io/metadata.name": SYSTEM}}
+    pods = {"matchLabels": {"app": MODEL}}
+    return {"to": [{"namespaceSelector": namespace, "podSelector": pods}], "ports": [{"protocol": "TCP", "port": 8080}]}
 
 
 def scripted_model(image: str) -> list[dict[str, Any]]:
@@ -119,13 +150,16 @@ def scripted_model(image: str) -> list[dict[str, Any]]:
     container = {
         "name": "model",
         "image": image,
-        "command": ["/opt/venv/bin/python", "/model/scripted_model.py", "--host", "0.0.0.0", "--port", "8080"],  # noqa: S104
+        # Under tini, because a PID 1 without handlers would ignore SIGTERM.
+        "command": ["/usr/bin/tini", "--", "/opt/venv/bin/python", "/model/scripted_model.py"],
+        "args": ["--host", "0.0.0.0", "--port", "8080"],  # noqa: S104
         "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": "code", "mountPath": "/model"}],
     }
     pod = {
         "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 5,
         "securityContext": {"runAsNonRoot": True, "runAsUser": USER, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [container],
         "volumes": [{"name": "code", "configMap": {"name": MODEL}}],
@@ -153,7 +187,12 @@ def scripted_model(image: str) -> list[dict[str, Any]]:
 def prepare_workspace(kubectl: Kubectl, cluster: Cluster) -> None:
     """Remove the last run's job and workspace; the local cluster has no provisioner, so make the volume by hand."""
     with step("Making room for the job"):
-        kubectl("-n", JOBS, "delete", "ccj,pod,pvc", "--all", "--wait=true", "--timeout=60s")
+        # Only what the demo made: the namespace may hold jobs of the person who tries things out.
+        gone = ("--ignore-not-found", "--wait=true", "--timeout=120s")
+        kubectl("-n", JOBS, "delete", "ccj", NAME, *gone)
+        kubectl("-n", JOBS, "delete", "pod", "--selector", f"claudecode.dev/job={NAME}", *gone)
+        kubectl("-n", JOBS, "delete", "pod", "reader", *gone)
+        kubectl("-n", JOBS, "delete", "pvc", "hello-workspace", *gone)
     if cluster.kind != "local":
         return
     kubectl("delete", "pv", f"{JOBS}-workspace", "--ignore-not-found", "--wait=true", "--timeout=60s")
@@ -176,90 +215,42 @@ def prepare_workspace(kubectl: Kubectl, cluster: Cluster) -> None:
     )
 
 
-def follow(kubectl: Kubectl) -> str:
-    """Show one live line until the job is at its end; its phase."""
-    console = Console()
-    newest = {"step": ""}
-    threading.Thread(target=_steps, args=(kubectl, console, newest), daemon=True).start()
-    deadline = time.monotonic() + PATIENCE
-    with Live(console=console, refresh_per_second=8, transient=True) as live:
-        while True:
-            status = json.loads(kubectl("-n", JOBS, "get", "ccj", NAME, "-o", "json")).get("status", {})
-            phase = str(status.get("phase", "Pending"))
-            doing = newest["step"] or status.get("message", "")
-            if console.is_terminal:
-                live.update(
-                    Text(f"{phase:<10} {status.get('progress', 0):>3} %  {doing}", overflow="ellipsis", no_wrap=True)
-                )
-            if phase in ("Completed", "Failed", "Cancelled"):
-                return phase
-            if time.monotonic() > deadline:
-                raise LocalClusterError(f"the job is still {phase} after {PATIENCE} s: {status.get('message')}")
-            time.sleep(0.3)
-
-
-def _steps(kubectl: Kubectl, console: Console, newest: dict[str, str]) -> None:
-    """Read the agent's steps from its pod's log: kept as the newest one, or printed where there is no terminal."""
-    pod = f"{NAME}-1"
-    wait = kubectl.command("kubectl", "-n", JOBS, "wait", f"pod/{pod}", "--for=create", "--timeout=60s")
-    subprocess.run(wait, capture_output=True, check=False)
-    ready = "--for=jsonpath={.status.containerStatuses[0].started}=true"
-    subprocess.run(
-        kubectl.command("kubectl", "-n", JOBS, "wait", f"pod/{pod}", ready, "--timeout=120s"),
-        capture_output=True,
-        check=False,
-    )
-    log = subprocess.Popen(
-        kubectl.command("kubectl", "-n", JOBS, "logs", "-f", pod),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert log.stdout is not None
-    for line in log.stdout:
-        text = _describe(parse_event(line))
-        if text:
-            newest["step"] = text
-            if not console.is_terminal:
-                print(f"  {text}", flush=True)
-
-
-def _describe(event: Event | None) -> str:
-    match event:
-        case ToolUse():
-            return f"{event.tool}: {event.summary}"[:140]
-        case ToolResult() if event.is_error:
-            return f"tool failed: {event.summary}"[:140]
-        case Progress():
-            return f"{event.percent} %: {event.message}"
-        case AgentText():
-            return event.text.strip().splitlines()[0][:140]
-        case _:
-            return ""
-
-
-def show(kubectl: Kubectl, phase: str, image: str) -> int:
+def show(kubectl: Kubectl, image: str) -> int:
     """Print what came of the job; the exit code."""
     job = json.loads(kubectl("-n", JOBS, "get", "ccj", NAME, "-o", "json"))
-    status = job["status"]
+    status = job.get("status", {})
     print(f"\n$ kubectl get claudecodejobs -n {JOBS}")
-    print(kubectl("-n", JOBS, "get", "claudecodejobs"))
-    if phase != "Completed":
-        print(f"The job ended as {phase}: {status.get('reason')}: {status.get('message')}")
-        print(kubectl("-n", SYSTEM, "logs", "deployment/claudejobs", "--tail=20"))
-        return 1
-    print(f"The agent's answer:\n  {status['result']['text']}\n")
-    print(f"hello.txt in its workspace:\n  {read_file(kubectl, image).strip()}\n")
+    print(kubectl("-n", JOBS, "get", "claudecodejobs", NAME))
+    if status.get("phase") != "Completed":
+        return _explain(kubectl, status)
+    print(f"The agent's answer:\n  {printable(status.get('result', {}).get('text') or '')}\n")
+    print(f"hello.txt in its workspace:\n  {printable(read_file(kubectl, image)).strip()}\n")
     print("Its ProcessState row:")
     rows = ("exec", "deployment/claudejobs", "--", "claudejobs", "rows", "--uid", job["metadata"]["uid"])
     # The row follows the resource by some milliseconds.
     deadline = time.monotonic() + 10
     table = kubectl("-n", SYSTEM, *rows)
     while "completed" not in table and time.monotonic() < deadline:
+        time.sleep(0.5)
         table = kubectl("-n", SYSTEM, *rows)
     print(table)
+    if "completed" not in table:
+        print("The row should say completed by now. The end of the operator's log:")
+        print(kubectl.glimpse("logs", "deployment/claudejobs", "--tail=20"))
+        return 1
     print(f"The cluster keeps running: export KUBECONFIG={kubectl.cluster.kubeconfig}; `make cluster-down` removes it.")
-    return 0 if "completed" in table else 1
+    return 0
+
+
+def _explain(kubectl: Kubectl, status: dict[str, Any]) -> int:
+    print(
+        f"The job is {status.get('phase', 'Pending')}: {status.get('reason')}: {printable(status.get('message', ''))}"
+    )
+    for line in status.get("logTail", []):
+        print(f"  {printable(line)}")
+    print("\nThe end of the operator's log:")
+    print(kubectl.glimpse("logs", "deployment/claudejobs", "--tail=20"))
+    return 1
 
 
 def read_file(kubectl: Kubectl, image: str) -> str:
@@ -279,8 +270,13 @@ def read_file(kubectl: Kubectl, image: str) -> str:
         "volumes": [{"name": "workspace", "persistentVolumeClaim": {"claimName": "hello-workspace"}}],
     }
     kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "reader", "namespace": JOBS}, "spec": spec})
-    kubectl("-n", JOBS, "wait", "pod/reader", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
-    return kubectl("-n", JOBS, "logs", "reader")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        phase = kubectl("-n", JOBS, "get", "pod", "reader", "-o", "jsonpath={.status.phase}")
+        if phase in ("Succeeded", "Failed"):  # a real agent may have written another file
+            return kubectl("-n", JOBS, "logs", "reader")
+        time.sleep(0.3)
+    raise LocalClusterError(f"the pod that reads hello.txt is still {phase} after 60 s")
 
 
 def _secret(namespace: str, name: str, data: dict[str, str]) -> dict[str, Any]:
@@ -295,4 +291,5 @@ if __name__ == "__main__":
     except LocalClusterError as error:
         sys.exit(f"make demo: {error}")
     except KeyboardInterrupt:
-        sys.exit("make demo: interrupted; run it again to go on")
+        print("\nmake demo: interrupted; run it again to go on", file=sys.stderr)
+        sys.exit(130)
