@@ -170,7 +170,7 @@ async def test_cancel_stops_a_checkout(namespace: Namespace, operator: OperatorP
     condition = wait_for(lambda: namespace.condition(name, "Started"), "the Started condition", 20)
     assert condition["reason"] == "CheckingOut"
     namespace.patch(name, cancel=True)
-    namespace.wait_phase(name, "Cancelled", "Failed", timeout=30)
+    namespace.wait_phase(name, "Cancelled", "Failed", timeout=120)
     wait_for(lambda: not namespace.pods(name), "the pod is gone")
     await wait_rows(operator, name, "cancelled")
 
