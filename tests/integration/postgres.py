@@ -18,25 +18,15 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
+from tests.support.debian import provide
+
 PASSWORD = "s3cret/p@ss"
 _DEADLINE = 30.0
 
 
 def find_binaries() -> Path:
     """Return the folder of Debian's newest PostgreSQL programs, installing them when root."""
-    found = _installed()
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "postgresql"]):
-            subprocess.run(
-                command,
-                check=True,
-                capture_output=True,
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-            )
-        found = _installed()
-    if found is None:
-        pytest.fail("these tests need a PostgreSQL server: apt-get install postgresql", pytrace=False)
-    return found
+    return provide("postgresql", _installed)
 
 
 def _installed() -> Path | None:
