@@ -25,6 +25,9 @@ from .workqueue import QueueClosed, WorkQueue
 
 logger = logging.getLogger(__name__)
 
+ROW_PATIENCE = 0.5
+"""Seconds after which a job whose time to live is over is looked at again, when its row was not written yet."""
+
 
 class Controller:
     """Holds the views, the work queue and the workers. For one event loop."""
@@ -194,6 +197,10 @@ class Controller:
             cycle=self._cache.cycle_of(job),
         )
         decision = decide(seen, self._settings)
+        if decision.delete_job and self._store.waits(process_id(job.uid, job.status.attempt)):
+            # Once the job is gone, only its row tells how it ended: a crash now would make that "the job was deleted".
+            self._queue.add_after(key, ROW_PATIENCE)
+            return
         if decision.create is not None:
             self._admission.hold(_claim(job))  # before the first await, so that no other worker takes the slot
         try:

@@ -89,6 +89,10 @@ class Buffer:
         waiting = self._rows.get(process_id)
         return waiting.row if waiting else None
 
+    def holds(self, process_id: str) -> bool:
+        """Whether a state of an attempt waits to be written, or is being written."""
+        return process_id in self._rows or any(p.row.process_id == process_id for p in self._taken.pending_rows)
+
     def put(self, row: ProcessState) -> None:
         """Add or merge a row. It keeps the place of the one it is merged with."""
         self.last_ticket += 1

@@ -110,6 +110,10 @@ class Store:
         self._buffer.put(clean_row(row))
         self._wake()
 
+    def waits(self, process_id: str) -> bool:
+        """Whether a state of this attempt is in memory only."""
+        return self._buffer.holds(process_id)
+
     def append_logs(self, lines: Iterable[LogLine]) -> None:
         """Have ``lines`` written soon, in any order; a line already written changes nothing.
 
