@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -81,7 +82,8 @@ class Operator:
 
     def _signal(self, number: int) -> None:
         if not self.ended.is_set():
-            signal.pidfd_send_signal(self._fd, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended, and the loop was not told yet
+                signal.pidfd_send_signal(self._fd, number)
 
     def _over(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)
