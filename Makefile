@@ -13,7 +13,10 @@ COMPILE := $(VENV)/bin/uv pip compile --python-version 3.11 --universal --genera
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo
-	@echo "  CLUSTER=local|kind|existing chooses the cluster (default: kind with Docker, else local)."
+	@echo "  CLUSTER=local|kind|existing chooses the cluster (default: kind with Docker, else local);"
+	@echo "  existing needs CLUSTER_CONTEXT=NAME, the kubectl context that may be used."
+	@echo "  make demo takes ANTHROPIC_API_KEY (else the model is scripted) and DATABASE_URL (else SQLite) from the environment."
+	@echo "  make test TESTS=PATH runs a part of the tests."
 
 demo: $(READY) ## Run a first job on a real cluster, everything set up on the way
 	@$(PY) -m localcluster.demo
@@ -39,8 +42,9 @@ lint: $(READY) ## Style, types, import contracts, and that generated files are u
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy --no-incremental -p localcluster
 	PYTHONPATH=operator $(VENV)/bin/lint-imports
-	$(PY) -m claudejobs.cli.main crd | diff - crds/claudecodejobs.yaml
-	diff crds/claudecodejobs.yaml charts/claudejobs/files/crd.yaml
+	@$(PY) -m claudejobs.cli.main crd | diff - crds/claudecodejobs.yaml && \
+	  diff crds/claudecodejobs.yaml charts/claudejobs/files/crd.yaml || \
+	  { echo "The CRD is not what the models say; run make crd"; exit 1; }
 	$(PY) docs/generate.py --check
 
 format: $(READY) ## Format the code
