@@ -438,9 +438,7 @@ def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(description="Scripted Anthropic Messages API, for demos and tests.")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
-    parser.add_argument(
-        "--port", type=int, default=8080, help="port to bind; 0 takes a free one and prints it"
-    )
+    parser.add_argument("--port", type=int, default=8080, help="port to bind; 0 takes a free one and prints it")
     options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve(options.host, options.port))
