@@ -74,6 +74,10 @@ class Operator:
         self._signal(signal.SIGKILL)
         await self.ended.wait()
 
+    def dump(self) -> None:
+        """Have it write its stacks into its log."""
+        self._signal(signal.SIGUSR1)
+
     async def stop(self, timeout: float = 20.0) -> None:
         """SIGTERM; waits for the end."""
         self._signal(signal.SIGTERM)

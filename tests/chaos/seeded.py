@@ -8,6 +8,7 @@ which is why a restart takes a tenth of a second. A line is a JSON object with `
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import json
 import os
 import signal
@@ -152,6 +153,7 @@ def _run_operator(order: dict[str, Any]) -> int:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(order["folder"])
+    faulthandler.register(signal.SIGUSR1)  # what a stuck operator does is then in its log
     if order["bug"]:
         BUGS[order["bug"]]()
     # The least time between attempts is there for model APIs, and would make up most of a run.
