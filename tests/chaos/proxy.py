@@ -16,7 +16,7 @@ import aiohttp
 import yaml
 from aiohttp import web
 
-from claudejobs.kube.client import POD_SELECTOR, jobs_path, pods_path
+from claudejobs.kube.client import POD_SELECTOR, USER_AGENT, jobs_path, pods_path
 
 from .api import JOBS, PODS, Api, lines_of
 from .faults import ANSWERS, ON_EVENT, ON_RESTART, ON_WRITE, Fault, Kind
@@ -148,7 +148,7 @@ class FaultProxy:
             return await answer.read()
 
     async def _list(self, request: web.Request, stream: str) -> web.Response:
-        kind = "own" if request.headers.get("User-Agent", "") == "claudejobs-operator" else "watch"
+        kind = "own" if request.headers.get("User-Agent", "").startswith(USER_AGENT) else "watch"
         if request.query.get("continue") == _PAGE_TOKEN:
             return _refusal(410, "Expired")
         old = self._old_lists.pop((stream, kind), None)
