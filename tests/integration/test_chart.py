@@ -144,6 +144,19 @@ def test_sqlite_has_one_replica_that_is_gone_before_the_next_comes(own_namespace
     assert shared["spec"]["replicas"] == 3
 
 
+def test_a_release_moves_to_a_database_server_and_back(own_namespace: Namespace) -> None:
+    embedded = {"crds": {"enabled": False}, "rbac": {"create": False}, "image": {"repository": "localhost/none"}}
+    embedded |= {"database": {"persistence": {"enabled": False}}}
+    shared = embedded | {"database": {"existingSecret": "db"}}
+    for values in (embedded, shared, embedded):
+        arguments = ("upgrade", "--install", "release", CHART, "--namespace", own_namespace.name)
+        done = helm(own_namespace.cluster, *arguments, values=values)
+        assert done.returncode == 0, done.stderr
+    deployment = own_namespace.get("deployment", "release-claudejobs")
+    assert deployment is not None
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
 def test_job_pods_may_reach_dns_and_the_model_only(own_namespace: Namespace) -> None:
     egress = [{"to": [{"podSelector": {"matchLabels": {"app": "model"}}}]}]
     values = {"jobNamespaces": ["team-a"], "networkPolicy": {"egress": egress}}
