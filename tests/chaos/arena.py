@@ -128,6 +128,7 @@ class Arena:
                     outcome = await self._settle(name, running.database, expected)
             except TimeoutError as error:
                 trouble.append(f"not within {timeout} s; {_notes(error)}")
+                await self._dump()
             outcome = outcome or self._outcome(name, running.database)
         if expected is not None and outcome != expected:
             trouble.append(_difference(expected, outcome))
@@ -190,6 +191,12 @@ class Arena:
     async def _crash(self) -> None:
         assert self._operator is not None
         await self._operator.kill()
+
+    async def _dump(self) -> None:
+        """Have the operator say in its log where it is, before it is killed."""
+        if self._operator is not None:
+            self._operator.dump()
+            await asyncio.sleep(0.2)
 
     async def _end(self, keeper: asyncio.Task[None]) -> None:
         failed = keeper.done()

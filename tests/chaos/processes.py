@@ -44,11 +44,19 @@ class ForkServer:
         await self._process.wait()
 
     async def fork(self, environment: dict[str, str], folder: Path, log: Path, bug: str | None) -> Operator:
-        """A new operator, in a folder with its kubeconfig."""
+        """A new operator, in a folder with its kubeconfig. One that nobody waits for any more is ended."""
+        order: dict[str, Any] = {"environment": environment, "folder": str(folder), "log": str(log), "bug": bug}
+        asking = asyncio.create_task(self._ask(order))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            await (await asking).kill()  # question and answer stay together, or all later answers are others' ones
+            raise
+
+    async def _ask(self, order: dict[str, Any]) -> Operator:
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        order: dict[str, Any] = {"environment": environment, "folder": str(folder), "log": str(log), "bug": bug}
         async with self._lock:
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             line = await self._process.stdout.readline()
