@@ -8,7 +8,7 @@ COMPILE := $(VENV)/bin/uv pip compile --python-version 3.11 --universal --genera
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit cluster cluster-down images lint format crd docs lock bench
+.PHONY: help demo test test-unit chaos cluster cluster-down images lint format crd docs lock bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test: $(READY) ## Run the unit, integration and end-to-end tests
 
 test-unit: $(READY) ## Run the tests that need no cluster and no server
 	$(PY) -m pytest tests/unit
+
+chaos: $(READY) ## Put faults at the operator's writes and events, and generate jobs (minutes; CHAOS=full for all)
+	$(PY) -m pytest tests/chaos
 
 cluster: $(READY) ## Make the cluster, or reuse it, and print its KUBECONFIG
 	@$(PY) -m localcluster up

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,17 +52,21 @@ def operator(
 @pytest.fixture
 def own_operator(
     own_namespace: Namespace, model_url: str, runner_image: str, tmp_path: Path
-) -> Callable[..., OperatorProcess]:
-    """Makes operators (not started) on SQLite for one test's namespace; all have the same database."""
-    count = itertools.count(1)
+) -> Iterator[Callable[..., OperatorProcess]]:
+    """Makes operators (not started) on SQLite for one test's namespace; all have the same database. Those that a failing
+    test leaves running are killed."""
+    made: list[OperatorProcess] = []
 
     def make(**settings: object) -> OperatorProcess:
         given = {"model_base_url": model_url, "runner_image": runner_image, "resync_seconds": 10} | settings
-        return OperatorProcess(
-            own_namespace, tmp_path / f"operator-{next(count)}.log", f"sqlite:///{tmp_path}/state.db", **given
-        )
+        log = tmp_path / f"operator-{len(made) + 1}.log"
+        made.append(OperatorProcess(own_namespace, log, f"sqlite:///{tmp_path}/state.db", **given))
+        return made[-1]
 
-    return make
+    yield make
+    for operator in made:
+        if operator.process and operator.process.poll() is None:
+            operator.kill()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from claudejobs.store import Store
+from claudejobs.store import Store, StoreUnavailableError
 
 from .kube import Namespace, wait_for
 
@@ -87,6 +87,8 @@ class OperatorProcess:
         store = Store(self.database_url)
         try:
             rows = await store.rows({"job_namespace": self.namespace.name, "job_name": name})
+        except StoreUnavailableError:  # away, or the operator has not made its tables yet
+            return []
         finally:
             await store.stop()
         return sorted(rows, key=lambda row: row["attempt"])
