@@ -53,8 +53,8 @@ def operator(
 def own_operator(
     own_namespace: Namespace, model_url: str, runner_image: str, tmp_path: Path
 ) -> Iterator[Callable[..., OperatorProcess]]:
-    """Makes operators (not started) on SQLite for one test's namespace; all have the same database. Those that a failing
-    test leaves running are killed."""
+    """Makes operators (not started) on SQLite for one test's namespace; all have the same database. Those that a
+    failing test leaves running are killed."""
     made: list[OperatorProcess] = []
 
     def make(**settings: object) -> OperatorProcess:
