@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,7 +15,7 @@ from claudejobs.reconcile import report
 from claudejobs.reconcile.decide import Decision, PodDeletion
 from claudejobs.reconcile.endings import Ending
 from claudejobs.reconcile.pod import PodBuildError, build_pod, pod_name
-from claudejobs.reconcile.views import JobView, Key, parse_time
+from claudejobs.reconcile.views import JobView, Key
 from claudejobs.settings import Settings
 
 from .cache import Cache
@@ -139,9 +140,7 @@ class Applier:
 
     def _unbuildable(self, job: JobView, message: str) -> JobStatus:
         ending = Ending(Category.INVALID_REQUEST, message[:2000])
-        now = parse_time(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-        assert now is not None
-        return report.finished(job.status, Phase.FAILED, ending, job, now)
+        return report.finished(job.status, Phase.FAILED, ending, job, datetime.now(UTC))
 
     async def _write_status(self, job: JobView, status: JobStatus) -> float | None:
         """Write the status if it differs; a change of progress alone waits for its interval.

@@ -36,7 +36,8 @@ class Cache:
             logger.error(
                 "job %s/%s is left alone: its status cannot be read: %s", meta["namespace"], meta["name"], error
             )
-            return self.jobs.pop((meta["namespace"], meta["name"]), None) and None
+            self.jobs.pop((meta["namespace"], meta["name"]), None)
+            return None
         old = self.jobs.get(new.key)
         if old is None or old.uid != new.uid or is_newer(new.resource_version, old.resource_version):
             self.jobs[new.key] = new
