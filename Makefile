@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := PYTHONPATH=operator:. $(VENV)/bin/python
 READY := $(VENV)/.ready-$(shell sha256sum requirements/dev.txt | cut -c1-16)
+CRDS := claudecodejobs claudecodequeues
 COMPILE := $(VENV)/bin/uv pip compile --python-version 3.11 --universal --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet pyproject.toml
 
@@ -45,18 +46,18 @@ lint: $(READY) ## Style, types, import contracts, and that generated files are u
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy --no-incremental -p localcluster
 	PYTHONPATH=operator $(VENV)/bin/lint-imports
-	@$(PY) -m claudejobs.cli.main crd | diff - crds/claudecodejobs.yaml && \
-	  diff crds/claudecodejobs.yaml charts/claudejobs/files/crd.yaml || \
-	  { echo "The CRD is not what the models say; run make crd"; exit 1; }
+	@for plural in $(CRDS); do $(PY) -m claudejobs.cli.main crd $$plural | diff - crds/$$plural.yaml || exit 1; done && \
+	  diff -r crds charts/claudejobs/files/crds || \
+	  { echo "The CRDs are not what the models say; run make crd"; exit 1; }
 	$(PY) docs/generate.py --check
 
 format: $(READY) ## Format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-crd: $(READY) ## Write the CRD anew from the models
-	$(PY) -m claudejobs.cli.main crd > crds/claudecodejobs.yaml
-	cp crds/claudecodejobs.yaml charts/claudejobs/files/crd.yaml
+crd: $(READY) ## Write the CRDs anew from the models
+	for plural in $(CRDS); do $(PY) -m claudejobs.cli.main crd $$plural > crds/$$plural.yaml || exit 1; done
+	rm -rf charts/claudejobs/files/crds && cp -r crds charts/claudejobs/files/crds
 
 docs: $(READY) ## Write docs/reference.md anew from the models
 	$(PY) docs/generate.py

@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticUndefined
 
 from claudejobs.api.categories import POLICIES
-from claudejobs.api.crd import custom_resource_definition
+from claudejobs.api.crd import custom_resource_definition, queue_definition
+from claudejobs.api.job import JobTemplate
+from claudejobs.api.job_data import ClaudeCodeJobData
 from claudejobs.settings import Settings
 
 TARGET = Path(__file__).parent / "reference.md"
@@ -24,6 +27,9 @@ Generated from the models by `make docs`; do not edit.
 
 - [ClaudeCodeJob: spec](#claudecodejob-spec)
 - [ClaudeCodeJob: status](#claudecodejob-status)
+- [ClaudeCodeQueue: spec](#claudecodequeue-spec)
+- [ClaudeCodeQueue: status](#claudecodequeue-status)
+- [ClaudeCodeJobData: what a producer puts into a queue](#claudecodejobdata-what-a-producer-puts-into-a-queue)
 - [How an attempt can end](#how-an-attempt-can-end)
 - [Settings of the operator](#settings-of-the-operator)
 """
@@ -31,7 +37,11 @@ Generated from the models by `make docs`; do not edit.
 
 def render() -> str:
     """The whole page."""
-    schema = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    schema, queue = _properties(custom_resource_definition()), _properties(queue_definition())
+    # Said once, with the job.
+    queue["spec"]["properties"]["template"]["properties"] = {}
+    shared = ", ".join(f"`{to_camel(name)}`" for name in JobTemplate.model_fields)
+    data = ClaudeCodeJobData.model_json_schema(by_alias=True)
     parts = [
         HEAD,
         "## ClaudeCodeJob: spec",
@@ -39,6 +49,14 @@ def render() -> str:
         _fields(schema["spec"]),
         "## ClaudeCodeJob: status",
         _fields(schema["status"]),
+        "## ClaudeCodeQueue: spec",
+        f"`template` has the fields of the job's spec that jobs can have in common: {shared}.",
+        _fields(queue["spec"]),
+        "## ClaudeCodeQueue: status",
+        _fields(queue["status"]),
+        "## ClaudeCodeJobData: what a producer puts into a queue",
+        "The `data` of a BullMQ job. Other fields are ignored.",
+        _fields(data),
         "## How an attempt can end",
         "An ending that is not retried is the job's end. One that spends no attempt does not count against "
         "`spec.retry.maxAttempts`; such endings have a bound of their own (`MAX_DISRUPTIONS`). The delay before the "
@@ -49,6 +67,11 @@ def render() -> str:
         _settings(),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _properties(definition: dict[str, Any]) -> dict[str, Any]:
+    properties: dict[str, Any] = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    return properties
 
 
 def _fields(schema: dict[str, Any]) -> str:
@@ -79,6 +102,11 @@ def _walk(schema: dict[str, Any], prefix: str) -> list[tuple[str, dict[str, Any]
 def _type(node: dict[str, Any]) -> str:
     if "enum" in node:
         return " \\| ".join(f"`{value}`" for value in node["enum"])
+    if "anyOf" in node:
+        kinds = (_type(variant) for variant in node["anyOf"] if variant.get("type") != "null")
+        return " or ".join(dict.fromkeys(kinds))
+    if "items" in node and not node["items"]:
+        return "list"
     if "items" in node:
         return f"list of {_type(node['items'])}"
     if "additionalProperties" in node:

@@ -1,4 +1,4 @@
-"""Writes the CustomResourceDefinition from the pydantic models.
+"""Writes the CustomResourceDefinitions from the pydantic models.
 
 The models are the single source: names, descriptions, defaults, bounds and CEL rules. What a structural schema
 cannot hold (``$ref``, ``anyOf`` with null, titles) is resolved or dropped here.
@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic.alias_generators import to_snake
+
 from .base import GROUP, KIND, MAX_JOB_NAME, PLURAL, VERSION, cel
 from .job import MUTABLE_FIELDS, JobSpec
+from .queue import QUEUE_KIND, QUEUE_PLURAL, QueueSpec, QueueStatus
 from .status import JobStatus
 
 _KEPT = {
@@ -88,7 +92,7 @@ def _immutability_rules() -> list[dict[str, str]]:
     return rules
 
 
-def _schema(model: type[JobSpec] | type[JobStatus]) -> dict[str, Any]:
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
     schema = model.model_json_schema(by_alias=True, mode="validation")
     return structural(schema, schema.get("$defs", {}))
 
@@ -116,55 +120,85 @@ SELECTABLE = [".status.phase", ".status.reason", ".spec.taskId", ".spec.userId"]
 """Fields for ``kubectl get --field-selector``, such as ``status.phase=Failed``."""
 
 
+QUEUE_COLUMNS = [
+    _column("Queue", ".spec.queueName"),
+    _column("Connected", ".status.connected", "boolean"),
+    _column("Waiting", ".status.counts.waiting", "integer"),
+    _column("Prioritized", ".status.counts.prioritized", "integer", priority=1),
+    _column("Delayed", ".status.counts.delayed", "integer", priority=1),
+    _column("Held", ".status.held", "integer", description="Fetched by this operator and not finished."),
+    _column("Dead", ".status.counts.deadLetter", "integer", description="In the dead-letter queue."),
+    _column("Lag", ".status.lagSeconds", "integer", description="Age of the job that waits longest, seconds."),
+    _column("Age", ".metadata.creationTimestamp", "date"),
+    _column("Error", ".status.lastError", priority=1),
+]
+
+
 def custom_resource_definition() -> dict[str, Any]:
-    """The CustomResourceDefinition, ready to be written as YAML."""
+    """The CustomResourceDefinition of ClaudeCodeJob, ready to be written as YAML."""
     spec = _schema(JobSpec)
+    own = JobSpec.__annotations__
+    spec["properties"] = dict(sorted(spec["properties"].items(), key=lambda item: to_snake(item[0]) not in own))
     spec["x-kubernetes-validations"] = _immutability_rules()
-    root = {
+    named = cel(
+        f"self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= {MAX_JOB_NAME}",
+        f"metadata.name must be lower-case letters, digits and '-', at most {MAX_JOB_NAME} characters, "
+        "because the job's pods are called NAME-ATTEMPT",
+    )
+    version = {"selectableFields": [{"jsonPath": path} for path in SELECTABLE], "additionalPrinterColumns": COLUMNS}
+    about = "A job for Claude Code: one isolated pod per attempt runs the agent until it is done."
+    root = _root(about, spec, _schema(JobStatus)) | {"x-kubernetes-validations": [named]}
+    return _definition(KIND, PLURAL, "ccj", version, root)
+
+
+def queue_definition() -> dict[str, Any]:
+    """The CustomResourceDefinition of ClaudeCodeQueue."""
+    spec = _schema(QueueSpec)
+    spec["x-kubernetes-validations"] = [
+        cel(f"self.{key} == oldSelf.{key}", f"{key} cannot be changed; make a new ClaudeCodeQueue")
+        for key in ("queueName", "prefix")
+    ]
+    root = _root("A BullMQ queue in Redis whose jobs become ClaudeCodeJobs.", spec, _schema(QueueStatus))
+    return _definition(QUEUE_KIND, QUEUE_PLURAL, "ccq", {"additionalPrinterColumns": QUEUE_COLUMNS}, root)
+
+
+def definitions() -> dict[str, dict[str, Any]]:
+    """All CustomResourceDefinitions by plural name."""
+    return {PLURAL: custom_resource_definition(), QUEUE_PLURAL: queue_definition()}
+
+
+def _root(about: str, spec: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
+    return {
         "type": "object",
-        "description": "A job for Claude Code: one isolated pod per attempt runs the agent until it is done.",
+        "description": about,
         "required": ["spec"],
-        "x-kubernetes-validations": [
-            cel(
-                f"self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') "
-                f"&& size(self.metadata.name) <= {MAX_JOB_NAME}",
-                f"metadata.name must be lower-case letters, digits and '-', at most {MAX_JOB_NAME} characters, "
-                "because the job's pods are called NAME-ATTEMPT",
-            )
-        ],
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": spec,
-            "status": _schema(JobStatus),
+            "status": status,
         },
     }
+
+
+def _definition(kind: str, plural: str, short: str, version: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    served = {"name": VERSION, "served": True, "storage": True, "subresources": {"status": {}}}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "metadata": {"name": f"{plural}.{GROUP}"},
         "spec": {
             "group": GROUP,
             "scope": "Namespaced",
             "names": {
-                "kind": KIND,
-                "listKind": f"{KIND}List",
-                "plural": PLURAL,
-                "singular": KIND.lower(),
-                "shortNames": ["ccj"],
+                "kind": kind,
+                "listKind": f"{kind}List",
+                "plural": plural,
+                "singular": kind.lower(),
+                "shortNames": [short],
                 "categories": ["all"],
             },
-            "versions": [
-                {
-                    "name": VERSION,
-                    "served": True,
-                    "storage": True,
-                    "subresources": {"status": {}},
-                    "selectableFields": [{"jsonPath": path} for path in SELECTABLE],
-                    "additionalPrinterColumns": COLUMNS,
-                    "schema": {"openAPIV3Schema": root},
-                }
-            ],
+            "versions": [served | version | {"schema": {"openAPIV3Schema": root}}],
         },
     }

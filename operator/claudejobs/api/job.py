@@ -230,32 +230,9 @@ class Retry(SpecModel):
     backoff: Backoff = Field(default_factory=Backoff, description="Time between attempts.")
 
 
-class JobSpec(SpecModel):
-    """What to run. Immutable except suspend, cancel, rerun and ttlSecondsAfterFinished."""
+class JobTemplate(SpecModel):
+    """How to run: what the jobs of one queue have in common, where they do not say otherwise."""
 
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT, description="What the agent is asked to do.")
-    task_id: str | None = Field(None, min_length=1, max_length=253, description="The task manager's id of the task.")
-    user_id: str | None = Field(None, min_length=1, max_length=253, description="Who asked for it.")
-    arguments: JsonObject = Field(
-        default_factory=dict,
-        description="Carried through: the agent's environment has them as JSON in CLAUDE_JOB_ARGUMENTS.",
-    )
-    metadata: JsonObject = Field(
-        default_factory=dict,
-        description="Carried through to the ProcessState row; the operator does not read it.",
-    )
-    working_directory: str = Field(
-        ".",
-        min_length=1,
-        max_length=1024,
-        description="Where the agent starts, relative to the workspace; made when missing.",
-        json_schema_extra=validations(
-            cel(
-                r"!self.startsWith('/') && !self.contains('\\') && !self.split('/').exists(p, p == '..')",
-                "must be a relative path inside the workspace, without '..'",
-            )
-        ),
-    )
     claude: Claude = Field(default_factory=Claude, description="Options of the agent.")
     workspace: Workspace = Field(
         default_factory=Workspace,
@@ -299,23 +276,7 @@ class JobSpec(SpecModel):
         15, ge=1, le=600, description="How long a cancelled agent has to stop before it is killed, seconds."
     )
     retry: Retry = Field(default_factory=Retry, description="What happens after a failed attempt.")
-    depends_on: list[JobName] = Field(
-        default_factory=list,
-        max_length=32,
-        description="Jobs of the same namespace that must have completed before this one starts. It fails when one of "
-        "them does, and waits for one that does not exist yet.",
-        json_schema_extra={"x-kubernetes-list-type": "set"},
-    )
     priority: int = Field(0, ge=-1000, le=1000, description="Among waiting jobs, higher starts first.")
-    suspend: bool = Field(False, description="True stops the job's pod, or keeps it from starting, until false again.")
-    cancel: bool = Field(False, description="True ends the job as Cancelled, whatever it does; it cannot be undone.")
-    rerun: int = Field(
-        0,
-        ge=0,
-        le=1000,
-        description="Raise it to run a job again that has failed: its attempts are counted anew, and its session is "
-        "resumed where the workspace has kept it. `claudejobs retry NAME` does so.",
-    )
     ttl_seconds_after_finished: int | None = Field(
         None,
         ge=0,
@@ -324,6 +285,50 @@ class JobSpec(SpecModel):
     )
     pod_template: PodTemplate = Field(
         default_factory=PodTemplate, description="Where the job's pods run and how large they are."
+    )
+
+
+class JobSpec(JobTemplate):
+    """What to run. Immutable except suspend, cancel, rerun and ttlSecondsAfterFinished."""
+
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT, description="What the agent is asked to do.")
+    task_id: str | None = Field(None, min_length=1, max_length=253, description="The task manager's id of the task.")
+    user_id: str | None = Field(None, min_length=1, max_length=253, description="Who asked for it.")
+    arguments: JsonObject = Field(
+        default_factory=dict,
+        description="Carried through: the agent's environment has them as JSON in CLAUDE_JOB_ARGUMENTS.",
+    )
+    metadata: JsonObject = Field(
+        default_factory=dict,
+        description="Carried through to the ProcessState row; the operator does not read it.",
+    )
+    working_directory: str = Field(
+        ".",
+        min_length=1,
+        max_length=1024,
+        description="Where the agent starts, relative to the workspace; made when missing.",
+        json_schema_extra=validations(
+            cel(
+                r"!self.startsWith('/') && !self.contains('\\') && !self.split('/').exists(p, p == '..')",
+                "must be a relative path inside the workspace, without '..'",
+            )
+        ),
+    )
+    depends_on: list[JobName] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Jobs of the same namespace that must have completed before this one starts. It fails when one of "
+        "them does, and waits for one that does not exist yet.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    suspend: bool = Field(False, description="True stops the job's pod, or keeps it from starting, until false again.")
+    cancel: bool = Field(False, description="True ends the job as Cancelled, whatever it does; it cannot be undone.")
+    rerun: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Raise it to run a job again that has failed: its attempts are counted anew, and its session is "
+        "resumed where the workspace has kept it. `claudejobs retry NAME` does so.",
     )
 
 

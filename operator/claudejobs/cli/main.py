@@ -11,7 +11,7 @@ import click
 import yaml
 
 from claudejobs import __version__
-from claudejobs.api.crd import custom_resource_definition
+from claudejobs.api.crd import definitions
 from claudejobs.kube.client import MERGE_PATCH, ApiError, KubeClient, jobs_path
 from claudejobs.settings import Settings, SettingsError
 from claudejobs.store import Store, StoreError, upgrade
@@ -47,15 +47,17 @@ def operator() -> None:
 
 
 @main.command()
-def crd() -> None:
-    """Print the CustomResourceDefinition."""
-    click.echo(render_crd(), nl=False)
+@click.argument("plural", required=False, type=click.Choice(sorted(definitions())))
+def crd(plural: str | None) -> None:
+    """Print the CustomResourceDefinitions, or one of them."""
+    click.echo(render_crds(plural), nl=False)
 
 
-def render_crd() -> str:
-    """The CustomResourceDefinition as YAML, as it stands in crds/."""
+def render_crds(plural: str | None = None) -> str:
+    """The CustomResourceDefinitions as YAML, as they stand in crds/."""
     head = "# Generated from operator/claudejobs/api by `make crd`; do not edit.\n"
-    return head + yaml.safe_dump(custom_resource_definition(), sort_keys=False, width=110, allow_unicode=True)
+    wanted = [definition for name, definition in definitions().items() if plural in (None, name)]
+    return head + yaml.safe_dump_all(wanted, sort_keys=False, width=110, allow_unicode=True)
 
 
 @main.command()
