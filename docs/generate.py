@@ -109,7 +109,7 @@ def _type(node: dict[str, Any]) -> str:
         return "list"
     if "items" in node:
         return f"list of {_type(node['items'])}"
-    if "additionalProperties" in node:
+    if isinstance(node.get("additionalProperties"), dict):
         return f"map of {_type(node['additionalProperties'])}"
     kind = str(node.get("format") or node.get("type") or "any")
     bounds = [

@@ -28,6 +28,7 @@ from claudejobs.api.events import (
     parse_result,
 )
 from claudejobs.api.job import JobSpec
+from claudejobs.api.queue_job import QUEUE_JOB_ANNOTATION, QUEUE_JOB_LOST_ANNOTATION, QueueJob
 from claudejobs.api.status import JobStatus
 
 JOB_LABEL = f"{GROUP}/job"
@@ -63,6 +64,8 @@ class JobView:
         spec: without prompt, arguments and system prompts, which only the pod needs.
         invalid: why the spec cannot be read; then ``spec`` is a placeholder. The API server's schema keeps
             such specs out, unless the schema in the cluster is older than the operator.
+        queue_job: the run of a queue's job that it was made for.
+        queue_job_lost: Redis lost that queue job's data.
     """
 
     namespace: str
@@ -75,6 +78,8 @@ class JobView:
     spec: JobSpec
     status: JobStatus
     invalid: str | None = None
+    queue_job: QueueJob | None = None
+    queue_job_lost: bool = False
 
     @property
     def key(self) -> Key:
@@ -100,6 +105,7 @@ class JobView:
             status = status.model_copy(update={"result": figures})
         created = parse_time(meta["creationTimestamp"])
         assert created is not None
+        annotations = meta.get("annotations") or {}
         return cls(
             namespace=meta["namespace"],
             name=meta["name"],
@@ -111,6 +117,8 @@ class JobView:
             spec=spec.model_copy(update={"prompt": "", "arguments": {}, "env": [], "claude": claude}),
             status=status,
             invalid=invalid,
+            queue_job=QueueJob.parse(annotations.get(QUEUE_JOB_ANNOTATION)),
+            queue_job_lost=QUEUE_JOB_LOST_ANNOTATION in annotations,
         )
 
 

@@ -1,0 +1,126 @@
+"""What to do with each queue job, decided from what Redis and the cluster hold. Pure.
+
+Read from ``plan_held`` for the queue jobs that are active, and ``plan_absent`` for the resources whose queue job is
+not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from claudejobs.api.queue_job import QueueJob
+from claudejobs.reconcile.views import JobView
+
+
+class Lock(StrEnum):
+    """Who holds an active queue job."""
+
+    OURS = "ours"
+    FORMER = "former"
+    """A ClaudeCodeQueue that was there before, or one of another cluster."""
+    ABSENT = "absent"
+    FOREIGN = "foreign"
+
+
+@dataclass(frozen=True)
+class Active:
+    """A queue job in BullMQ's active list.
+
+    Attributes:
+        uid: UID of the resource that was made for this run of it, once that was noted.
+        cancel: a producer asked to cancel it.
+    """
+
+    identity: QueueJob
+    lock: Lock
+    uid: str | None = None
+    cancel: bool = False
+
+
+class Step(StrEnum):
+    """What a queue job or a resource needs."""
+
+    CREATE = "create its resource"
+    NOTE_UID = "note the resource's UID with the queue job"
+    CANCEL_RESOURCE = "cancel its resource"
+    DELIVER = "finish the queue job with the resource's end"
+    FAIL_CANCELLED = "fail the queue job as cancelled: nothing of it runs"
+    FAIL_DELETED = "fail the queue job as cancelled: its resource was deleted"
+    REVIVE = "take the lock again that was lost"
+    TAKE_OVER = "take the lock over from the ClaudeCodeQueue that was there before"
+    MARK_LOST = "note with the resource that Redis lost the queue job"
+    SETTLE = "nothing more will come of the queue job"
+
+
+def plan_held(active: Active, job: JobView | None) -> list[Step]:
+    """The steps for an active queue job, in order.
+
+    Args:
+        job: the resource of this very run of it, if there is one.
+    """
+    takeover = active.lock is Lock.FORMER and job is not None and active.uid == job.uid
+    if active.lock in (Lock.FOREIGN, Lock.FORMER) and not takeover:
+        # Another worker has it, for example after our lock was lost for long: it must not run twice.
+        return [Step.CANCEL_RESOURCE] if job and not _resting(job) else []
+    steps = [Step.TAKE_OVER] if takeover else []
+    if active.lock is Lock.ABSENT:
+        if job is None:
+            return []  # not ours as far as anyone can tell: BullMQ's stalled check gives it back to the queue
+        steps.append(Step.REVIVE)
+    if job is None:
+        if active.uid:
+            return [*steps, Step.FAIL_DELETED]
+        return [*steps, Step.FAIL_CANCELLED if active.cancel else Step.CREATE]
+    if active.uid != job.uid:
+        steps.append(Step.NOTE_UID)
+    if job.status.phase.terminal:
+        return [*steps, Step.DELIVER]
+    if active.cancel and not _resting(job):
+        steps.append(Step.CANCEL_RESOURCE)
+    return steps
+
+
+@dataclass(frozen=True)
+class Absent:
+    """What Redis has of a queue job that is not active.
+
+    Attributes:
+        identity: as it would be now; ``None`` when there is no such job any more.
+        finished: it is completed or failed.
+    """
+
+    identity: QueueJob | None
+    finished: bool = False
+
+
+def plan_absent(job: JobView, held: QueueJob, found: Absent, data_lost: bool) -> list[Step]:
+    """The steps for a resource whose queue job is not active.
+
+    Args:
+        held: the queue job that the resource was made for.
+        data_lost: Redis was restarted or failed over since it was seen last, so that what is missing may be lost.
+    """
+    ended = job.status.phase.terminal
+    if found.identity == held and not found.finished:
+        return []  # waits, after a stall: it will be fetched again and find this resource
+    if ended:
+        return [Step.SETTLE]
+    if found.identity is None and (data_lost or job.queue_job_lost):
+        return [] if job.queue_job_lost else [Step.MARK_LOST]
+    # Removed, added anew under the same id, or finished by somebody else: nobody waits for this run.
+    return [] if _resting(job) else [Step.CANCEL_RESOURCE]
+
+
+def _resting(job: JobView) -> bool:
+    return job.status.phase.terminal or job.spec.cancel or job.deleting
+
+
+def fetch_budget(free_slots: int, look_ahead: int, waiting: int) -> int:
+    """How many more queue jobs may be fetched.
+
+    Args:
+        free_slots: jobs that the concurrency limits would admit now.
+        waiting: jobs that wait for a slot already, those just fetched included.
+    """
+    return max(0, free_slots + look_ahead - waiting)

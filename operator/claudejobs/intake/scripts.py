@@ -1,0 +1,84 @@
+"""The Lua scripts that BullMQ does not have. Like BullMQ's own, they reach jobs by the queue's key prefix, which a
+Redis Cluster keeps in one slot because the prefix is in braces.
+
+This project keeps three fields in a queue job's hash, which BullMQ ignores and removes with the job: ``ccj.uid`` (the
+resource that was made for this run), ``ccj.cancel`` (a producer asked to cancel it) and ``ccj.deliveries`` (how often
+this project finished it).
+"""
+
+from __future__ import annotations
+
+FIELD_UID = "ccj.uid"
+FIELD_CANCEL = "ccj.cancel"
+FIELD_DELIVERIES = "ccj.deliveries"
+
+SWEEP = """
+-- Renews all locks that are ours and tells of every active job, in one go.
+-- KEYS: active list, stalled set. ARGV: key prefix, our token, how all tokens of this project begin, milliseconds.
+local out = {}
+for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
+  local key = ARGV[1] .. id
+  local lock = redis.call('GET', key .. ':lock')
+  local state = 'absent'
+  if lock == ARGV[2] then
+    redis.call('PEXPIRE', key .. ':lock', ARGV[4])
+    redis.call('SREM', KEYS[2], id)
+    state = 'ours'
+  elseif lock then
+    state = string.sub(lock, 1, #ARGV[3]) == ARGV[3] and 'former' or 'foreign'
+  end
+  local row = {id, state}
+  local fields = redis.call('HMGET', key, 'timestamp', 'atm', 'ccj.deliveries', 'ccj.uid', 'ccj.cancel')
+  for i = 1, 5 do row[i + 2] = fields[i] or '' end
+  out[#out + 1] = row
+end
+return out
+"""
+
+LOOK_UP = """
+-- Tells of jobs by id, whatever their state. KEYS: any key of the queue. ARGV: key prefix, then the ids.
+local out = {}
+for i = 2, #ARGV do
+  local fields = redis.call('HMGET', ARGV[1] .. ARGV[i], 'timestamp', 'atm', 'ccj.deliveries', 'finishedOn')
+  local row = {}
+  for n = 1, 4 do row[n] = fields[n] or '' end
+  out[#out + 1] = row
+end
+return out
+"""
+
+TAKE_LOCK = """
+-- Takes the lock of an active job, if nobody or only the one that is named has it.
+-- KEYS: active list, stalled set, lock. ARGV: id, our token, milliseconds, what the other's token begins with or ''.
+local lock = redis.call('GET', KEYS[3])
+if lock and lock ~= ARGV[2] and (ARGV[4] == '' or string.sub(lock, 1, #ARGV[4]) ~= ARGV[4]) then return 0 end
+if not redis.call('LPOS', KEYS[1], ARGV[1]) then return 0 end
+redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])
+redis.call('SREM', KEYS[2], ARGV[1])
+return 1
+"""
+
+SET_FIELD = """
+-- Sets a field of a job that exists. KEYS: job. ARGV: field, value.
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1
+"""
+
+ASK_TO_CANCEL = """
+-- Notes that a job is to be cancelled, unless it was added after that was asked.
+-- KEYS: job. ARGV: when it was asked, milliseconds.
+local added = tonumber(redis.call('HGET', KEYS[1], 'timestamp') or '')
+if not added or added > tonumber(ARGV[1]) or redis.call('HEXISTS', KEYS[1], 'finishedOn') == 1 then return 0 end
+redis.call('HSET', KEYS[1], 'ccj.cancel', '1')
+return 1
+"""
+
+ADD_LOGS = """
+-- Appends lines to a job's log, as BullMQ's addLog does with one.
+-- KEYS: job, its logs. ARGV: how many lines to keep or '', then the lines.
+if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
+for i = 2, #ARGV do redis.call('RPUSH', KEYS[2], ARGV[i]) end
+if ARGV[1] ~= '' then redis.call('LTRIM', KEYS[2], -tonumber(ARGV[1]), -1) end
+return redis.call('LLEN', KEYS[2])
+"""
