@@ -12,20 +12,29 @@ from claudejobs.settings import Settings
 from claudejobs.store import Store
 
 if TYPE_CHECKING:
+    from claudejobs.intake.manager import Intake
     from claudejobs.kube.controller import Controller
     from claudejobs.kube.lease import Election
     from claudejobs.kube.watch import Watch
 
 
 class HealthServer:
-    """Serves the probes. A database that is away degrades the operator, and does not make it unready: jobs go on. A
+    """Serves the probes. A database or a Redis that is away degrades the operator, and does not make it unready: jobs
+    go on. A
     standby is ready when it could take over, so that rollouts and disruption budgets count it."""
 
     def __init__(
-        self, settings: Settings, controller: Controller, store: Store, watch: Watch, election: Election | None
+        self,
+        settings: Settings,
+        controller: Controller,
+        store: Store,
+        watch: Watch,
+        election: Election | None,
+        intake: Intake,
     ) -> None:
         self._settings = settings
         self._election = election
+        self._intake = intake
         self._controller = controller
         self._store = store
         self._watch = watch
@@ -59,6 +68,7 @@ class HealthServer:
     async def _readyz(self, _: web.Request) -> web.Response:
         health = asdict(self._store.health)
         health["since"] = health["since"].isoformat()
+        redis = self._intake.health()
         standby = self._election is not None and not self._election.acquired.is_set()
         if standby:
             # Not the database: a standby reads and writes nothing there yet.
@@ -66,5 +76,6 @@ class HealthServer:
             state = "standby" if ready else "starting"
         else:
             ready = self._controller.last_resync is not None
-            state = "starting" if not ready else ("ok" if health["state"] == "ok" else "degraded")
-        return web.json_response({"state": state, "database": health}, status=200 if ready else 503)
+            well = health["state"] == "ok" and redis["state"] == "ok"
+            state = "starting" if not ready else ("ok" if well else "degraded")
+        return web.json_response({"state": state, "database": health, "redis": redis}, status=200 if ready else 503)

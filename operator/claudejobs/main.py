@@ -1,7 +1,8 @@
 """The operator: reads its settings, starts its parts in order, and stops them in the reverse.
 
 Where to find what: what a job needs next is decided in ``reconcile/decide.py``; ``kube/controller.py`` sees and
-acts; ``store/`` mirrors attempts into the database; ``runner/`` is what runs in a job's pod.
+acts; ``store/`` mirrors attempts into the database; ``intake/`` drains BullMQ queues into jobs; ``runner/`` is what
+runs in a job's pod.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 from claudejobs import __version__
 from claudejobs.health import HealthServer
+from claudejobs.intake.manager import Intake
 from claudejobs.kube.client import ApiError, KubeClient
 from claudejobs.kube.controller import Controller
 from claudejobs.kube.lease import Election, new_identity
@@ -37,7 +39,7 @@ def configure_logging(level: str) -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("kopf", "aiohttp.access", "aiosqlite", "asyncio", "alembic"):
+    for chatty in ("kopf", "aiohttp.access", "aiosqlite", "asyncio", "alembic", "redis"):
         logging.getLogger(chatty).setLevel(max(logging.getLevelName(level), logging.WARNING))
     # It warns that it gets no signals in its thread, which is what is wanted.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
@@ -60,13 +62,14 @@ async def run_operator(settings: Settings, stop: asyncio.Event) -> int:
         fence = election.fence if election else None
         client = await connections.enter_async_context(KubeClient.connect(identity, fence))
         controller = Controller(client, store, settings)
-        watch = Watch(settings, controller.on_job, controller.on_pod)
-        health = HealthServer(settings, controller, store, watch, election)
+        intake = Intake(client, controller, settings)
+        watch = Watch(settings, controller.on_job, controller.on_pod, intake.on_queue)
+        health = HealthServer(settings, controller, store, watch, election, intake)
         await health.start()
         await store.start()
         if election:
             election.start()
-        acting = asyncio.create_task(_act(settings, controller, watch, election), name="acting")
+        acting = asyncio.create_task(_act(settings, controller, watch, intake, election), name="acting")
         lost = election.lost if election else asyncio.Event()
         try:
             await _first_of(stop, lost, acting)
@@ -74,7 +77,7 @@ async def run_operator(settings: Settings, stop: asyncio.Event) -> int:
             if failed and acting.done():
                 acting.result()  # raises what it failed of
         finally:
-            await _stop_acting(acting, controller, 0.0 if lost.is_set() else 10.0)
+            await _stop_acting(acting, intake, controller, 0.0 if lost.is_set() else 10.0)
             if election:
                 if lost.is_set():
                     logger.error("the leadership is lost: %s; this process ends", election.reason)
@@ -88,12 +91,15 @@ async def run_operator(settings: Settings, stop: asyncio.Event) -> int:
     return 1 if failed else 0
 
 
-async def _act(settings: Settings, controller: Controller, watch: Watch, election: Election | None) -> None:
+async def _act(
+    settings: Settings, controller: Controller, watch: Watch, intake: Intake, election: Election | None
+) -> None:
     """Once this process leads, start what watches and acts; returns when the watch has failed."""
     if election:
         await election.acquired.wait()
     await _start_controller(controller)
     watch.start()
+    intake.start()
     logger.info("started", extra={"version": __version__, "runner_image": settings.runner_image})
     await watch.failed.wait()
 
@@ -112,11 +118,12 @@ async def _start_controller(controller: Controller) -> None:
             return
 
 
-async def _stop_acting(acting: asyncio.Task[None], controller: Controller, timeout: float) -> None:
+async def _stop_acting(acting: asyncio.Task[None], intake: Intake, controller: Controller, timeout: float) -> None:
     """Cancel the start or the watch over it, then let reconciliations that run end within ``timeout`` seconds."""
     acting.cancel()
     with suppress(Exception, asyncio.CancelledError):
         await acting
+    await intake.stop(timeout)
     await controller.stop(timeout)
 
 

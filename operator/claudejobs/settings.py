@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from claudejobs.api.base import Quantity
+from claudejobs.api.redis_url import RedisUrl
 
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """Where a pod that has a service account's token finds its namespace."""
@@ -35,8 +37,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     redis_host: str | None = Field(
-        None,
-        description="Host of the BullMQ queues' Redis. Checked, but not used yet: this version has no queue intake.",
+        None, description="Host of the Redis that has the BullMQ queues; empty, with REDIS_URL: no queue is drained."
     )
     redis_port: int = Field(6379, ge=1, le=65535, description="Port of that Redis.")
     redis_password: SecretStr | None = Field(None, description="Password of that Redis.")
@@ -53,6 +54,12 @@ class Settings(BaseSettings):
     retry_attempts: int = Field(3, ge=1, le=20, description="Attempts of a job that does not say; the first counts.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
 
+    redis_url: SecretStr | None = Field(
+        None,
+        description="The same in one, instead of the three: redis://USER:PASSWORD@HOST:PORT/DATABASE, rediss:// with "
+        "TLS (?ssl_ca_certs=FILE for a CA of one's own), redis+sentinel://HOST:PORT,HOST:PORT/MASTER/DATABASE or "
+        "redis+cluster://HOST:PORT,HOST:PORT.",
+    )
     database_url: SecretStr = Field(
         SecretStr("sqlite:////var/lib/claudejobs/state.db"),
         description="Where ProcessState rows go: postgresql://… or sqlite:////path.",
@@ -145,6 +152,13 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _usable_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value:
+            RedisUrl.parse(value.get_secret_value())
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: SecretStr) -> SecretStr:
@@ -170,6 +184,18 @@ class Settings(BaseSettings):
                 "namespace would be taken"
             )
         return self
+
+    @property
+    def redis(self) -> str | None:
+        """URL of the queues' Redis; ``None`` when there is none."""
+        if self.redis_url:
+            return self.redis_url.get_secret_value()
+        if not self.redis_host:
+            return None
+        password = self.redis_password.get_secret_value() if self.redis_password else ""
+        host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
+        login = f":{quote(password, safe='')}@" if password else ""
+        return f"redis://{login}{host}:{self.redis_port}/0"
 
     @classmethod
     def load(cls) -> Self:

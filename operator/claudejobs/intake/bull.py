@@ -15,6 +15,7 @@ from typing import Any
 from bullmq import Job, Queue, Worker
 from redis.exceptions import RedisError
 
+from claudejobs.api.queue import DEAD_LETTER_SUFFIX
 from claudejobs.api.queue_job import QueueJob
 
 from . import scripts
@@ -230,7 +231,10 @@ class BullQueue:
             pipe.zcard(self.key(name))
         pipe.lindex(self.key("wait"), -1).zrange(self.key("prioritized"), 0, 0)
         pipe.hmget(self.key("meta"), "paused", "version")
-        wait, aside, active, prioritized, delayed, completed, failed, last, first, meta = await pipe.execute()
+        letters = f"{self.prefix}:{self.name}{DEAD_LETTER_SUFFIX}"
+        pipe.llen(f"{letters}:wait")
+        answers = await pipe.execute()
+        wait, aside, active, prioritized, delayed, completed, failed, last, first, meta, dead = answers
         oldest = [job_id for job_id in (last, *first) if job_id]
         ages = [_number(await self.client.hget(self.key(job_id), "timestamp") or "") for job_id in oldest]
         counts = {
@@ -240,6 +244,7 @@ class BullQueue:
             "active": active,
             "completed": completed,
             "failed": failed,
+            "dead_letter": dead,
         }
         return Snapshot(counts, min((age for age in ages if age), default=None), bool(meta[0]), meta[1])
 

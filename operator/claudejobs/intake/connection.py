@@ -1,14 +1,15 @@
-"""Connects to Redis as one URL says: a server, one that Sentinel watches over, or a Cluster."""
+"""Connects to Redis as a URL says."""
 
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+
+from claudejobs.api.redis_url import RedisUrl
 
 Client = Redis | RedisCluster
 
@@ -17,30 +18,6 @@ COMMAND_TIMEOUT = 5.0
 
 BLOCK_SECONDS = 5
 """How long a blocking read waits for news, seconds."""
-
-SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
-CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
-SCHEMES = ("redis", "rediss", *SENTINEL_SCHEMES, *CLUSTER_SCHEMES)
-
-
-class RedisUrlError(ValueError):
-    """A URL cannot be used. The message does not contain it, because it may have a password."""
-
-
-def check_url(url: str) -> str:
-    """Return the URL if it can be used.
-
-    Raises:
-        RedisUrlError: it cannot.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
-        raise RedisUrlError(f"must start with one of {', '.join(f'{scheme}://' for scheme in SCHEMES)}")
-    if parts.scheme in SENTINEL_SCHEMES + CLUSTER_SCHEMES:
-        _hosts(parts.netloc)
-    if parts.scheme in SENTINEL_SCHEMES and not parts.path.strip("/"):
-        raise RedisUrlError("must name Sentinel's master after the hosts: redis+sentinel://HOST:PORT,HOST:PORT/MASTER")
-    return url
 
 
 def connect(url: str, blocking: bool = False) -> Client:
@@ -52,46 +29,32 @@ def connect(url: str, blocking: bool = False) -> Client:
     Args:
         blocking: for reads that wait up to ``BLOCK_SECONDS`` for news. With a shorter timeout such a connection
             would go deaf: the wait would look like a server that does not answer.
+
+    Raises:
+        ValueError: the URL cannot be used.
     """
-    parts = urlsplit(check_url(url))
-    options: dict[str, Any] = {
-        "decode_responses": True,
+    target = RedisUrl.parse(url)
+    network: dict[str, Any] = {
         "socket_timeout": COMMAND_TIMEOUT + (BLOCK_SECONDS if blocking else 0),
         "socket_connect_timeout": 2.0,
+    }
+    network |= {key: value for key, value in target.options.items() if key.startswith("ssl_")}
+    if target.tls:
+        network["ssl"] = True
+    options: dict[str, Any] = network | {
+        "decode_responses": True,
+        "protocol": 2,  # one shape of answers, from every version of the server
         "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
         "client_name": "claudejobs",
+        "username": target.username,
+        "password": target.password,
     }
-    if parts.scheme in ("redis", "rediss"):
-        return Redis.from_url(url, max_connections=64, **options)
-    query = dict(parse_qsl(parts.query))
-    if parts.scheme.startswith("rediss+"):
-        options["ssl"] = True
-    options |= {key: query[key] for key in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile") if key in query}
-    user, password, hosts = _credentials(parts.netloc)
-    options |= {key: value for key, value in (("username", user), ("password", password)) if value}
-    if parts.scheme in CLUSTER_SCHEMES:
-        return RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in hosts], **options)
-    master, _, database = parts.path.strip("/").partition("/")
-    own = {"username": query.get("sentinel_username"), "password": query.get("sentinel_password")}
-    sentinels = {key: value for key, value in own.items() if value} | {
-        key: value for key, value in options.items() if key.startswith(("socket_", "ssl"))
-    }
-    sentinel: Any = Sentinel(hosts, sentinel_kwargs=sentinels, **options)  # type: ignore[no-untyped-call]
-    client: Redis = sentinel.master_for(master, db=int(database or 0))
+    if target.kind == "cluster":
+        return RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in target.hosts], **options)
+    if target.kind == "server":
+        ((host, port),) = target.hosts
+        return Redis(host=host, port=port, db=target.database, max_connections=64, **options)
+    login = {key: target.options.get(f"sentinel_{key}") for key in ("username", "password")}
+    sentinel: Any = Sentinel(list(target.hosts), sentinel_kwargs=network | login, **options)  # type: ignore[no-untyped-call]
+    client: Redis = sentinel.master_for(target.master, db=target.database)
     return client
-
-
-def _credentials(netloc: str) -> tuple[str, str, list[tuple[str, int]]]:
-    login, _, _ = netloc.rpartition("@")
-    user, _, password = login.partition(":")
-    return unquote(user), unquote(password), _hosts(netloc)
-
-
-def _hosts(netloc: str) -> list[tuple[str, int]]:
-    hosts = []
-    for part in netloc.rpartition("@")[2].split(","):
-        host, _, port = part.rpartition(":")
-        if not host or not port.isdecimal():
-            raise RedisUrlError("must give each host with its port: HOST:PORT,HOST:PORT")
-        hosts.append((host.strip("[]"), int(port)))
-    return hosts

@@ -22,6 +22,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
 from claudejobs.api.base import GROUP, PLURAL, VERSION
+from claudejobs.api.queue import QUEUE_PLURAL
 from claudejobs.reconcile.views import MANAGED_BY_LABEL, MANAGER
 
 PAGE = 500
@@ -58,6 +59,13 @@ def jobs_path(namespace: str | None, name: str | None = None, subresource: str =
     scope = f"/namespaces/{namespace}" if namespace else ""
     tail = (f"/{name}" if name else "") + (f"/{subresource}" if subresource else "")
     return f"/apis/{GROUP}/{VERSION}{scope}/{PLURAL}{tail}"
+
+
+def queues_path(namespace: str | None, name: str | None = None, subresource: str = "") -> str:
+    """Path of the ClaudeCodeQueues of a namespace (``None``: of all), or of one."""
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    tail = (f"/{name}" if name else "") + (f"/{subresource}" if subresource else "")
+    return f"/apis/{GROUP}/{VERSION}{scope}/{QUEUE_PLURAL}{tail}"
 
 
 def pods_path(namespace: str | None, name: str | None = None, subresource: str = "") -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from claudejobs.api.process_state import process_id
 from claudejobs.api.status import Phase
@@ -29,6 +29,22 @@ ROW_PATIENCE = 0.5
 """Seconds after which a job whose time to live is over is looked at again, when its row was not written yet."""
 
 
+class JobListener(Protocol):
+    """Who wants to know what becomes of jobs: the queue intake."""
+
+    def job_changed(self, job: JobView, live: LiveReport | None) -> None:
+        """A job was looked at, and may have changed."""
+
+    def job_gone(self, job: JobView) -> None:
+        """A job was deleted."""
+
+    def job_said(self, key: Key, text: str) -> None:
+        """The agent did or printed something; each line comes once, as long as the database answers."""
+
+    def waits(self, job: JobView) -> bool:
+        """Whether a finished job must be kept, because its end was not told yet."""
+
+
 class Controller:
     """Holds the views, the work queue and the workers. For one event loop."""
 
@@ -42,7 +58,8 @@ class Controller:
         self._admission = Admission(
             Limits(settings.max_concurrent_jobs, settings.max_jobs_per_namespace, settings.max_jobs_per_user)
         )
-        self._logs = LogFollowers(client, store, self._queue.add)
+        self._logs = LogFollowers(client, store, self._queue.add, self._said)
+        self.listener: JobListener | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._resync_task: asyncio.Task[None] | None = None
         self.last_resync: float | None = None
@@ -86,6 +103,25 @@ class Controller:
         if event == "DELETED":
             self._cache.drop_pod(pod.job, pod.name, pod.uid)
         self._queue.add(pod.job)
+
+    def job(self, key: Key) -> JobView | None:
+        """A job as last seen."""
+        return self._cache.jobs.get(key)
+
+    def jobs(self) -> list[JobView]:
+        """All jobs as last seen."""
+        return list(self._cache.jobs.values())
+
+    def take_in(self, obj: dict[str, Any]) -> None:
+        """A job that this process has just made or read: known at once, without waiting for the watch."""
+        job = self._cache.put_job(obj)
+        if job:
+            self._account(job)
+            self._queue.add(job.key)
+
+    def room(self, namespace: str) -> tuple[int, int]:
+        """Slots that are free for jobs of a namespace, and jobs of it that wait for one."""
+        return self._admission.free(namespace), self._admission.waiting(namespace)
 
     async def resync(self) -> None:
         """List all jobs and pods, and mend what the watch missed: also deletions, which it can miss for ever.
@@ -197,7 +233,7 @@ class Controller:
             cycle=self._cache.cycle_of(job),
         )
         decision = decide(seen, self._settings)
-        if decision.delete_job and self._store.waits(process_id(job.uid, job.status.attempt)):
+        if decision.delete_job and self._untold(job):
             # Once the job is gone, only its row tells how it ended: a crash now would make that "the job was deleted".
             self._queue.add_after(key, ROW_PATIENCE)
             return
@@ -219,8 +255,19 @@ class Controller:
         if row:
             self._store.put(row)
         self._account(job)
+        if self.listener:
+            self.listener.job_changed(job, live)
         if job.status.phase.terminal:
             self._wake_dependents(key)
+
+    def _untold(self, job: JobView) -> bool:
+        """Whether the database or a queue's producer does not know yet how the job ended."""
+        row = self._store.waits(process_id(job.uid, job.status.attempt))
+        return row or (self.listener is not None and self.listener.waits(job))
+
+    def _said(self, key: Key, text: str) -> None:
+        if self.listener:
+            self.listener.job_said(key, text)
 
     def _wake_dependents(self, key: Key) -> None:
         for dependent in self._cache.dependents_of(key):
@@ -260,6 +307,8 @@ class Controller:
         """Close the row of a job that was deleted while an attempt was open. Its pod goes with it."""
         job = self._cache.drop_job(key, uid)
         self._logs.forget_job(uid)
+        if job and self.listener:
+            self.listener.job_gone(job)
         if job and job.status.open_attempt:
             row = row_of(job, job.status, None)
             assert row is not None

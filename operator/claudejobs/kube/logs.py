@@ -30,10 +30,13 @@ class LogFollowers:
     meanwhile and begins in the middle.
     """
 
-    def __init__(self, client: KubeClient, store: Store, changed: Callable[[Key], None]) -> None:
+    def __init__(
+        self, client: KubeClient, store: Store, changed: Callable[[Key], None], said: Callable[[Key, str], None]
+    ) -> None:
         self._client = client
         self._store = store
         self._changed = changed
+        self._said = said
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._reports: dict[str, LiveReport] = {}
         self._ended: set[str] = set()
@@ -118,8 +121,11 @@ class LogFollowers:
             if seen is None:
                 continue
             event = parse_event(seen.text)
+            tail = report.tail
             report = report.with_event(event) if event else report.with_text(seen.text)
             if seen.number is not None:
+                if report.tail is not tail:
+                    self._said(pod.job, report.tail[-1])
                 lines.append(
                     LogLine(
                         process_id=reader.process_id,

@@ -1,4 +1,4 @@
-"""Watches jobs and pods through Kopf, in a thread with an event loop of its own.
+"""Watches jobs, pods and queues through Kopf, in a thread with an event loop of its own.
 
 Kopf is used as a watch only: its handlers return nothing, so it writes nothing, and what must happen is decided
 elsewhere from the state seen. It has its own loop because it cancels, when it stops, every task that was born
@@ -16,6 +16,7 @@ from typing import Any
 import kopf
 
 from claudejobs.api.base import GROUP, PLURAL, VERSION
+from claudejobs.api.queue import QUEUE_PLURAL
 from claudejobs.settings import Settings
 
 from .client import POD_SELECTOR
@@ -41,12 +42,13 @@ class _NoDiffs(kopf.DiffBaseStorage):
 
 
 class Watch:
-    """Feeds the events of jobs and pods to two handlers, on the event loop that ``start`` was called on."""
+    """Feeds the events of jobs, pods and queues to their handlers, on the event loop that ``start`` was called on."""
 
-    def __init__(self, settings: Settings, on_job: Handler, on_pod: Handler) -> None:
+    def __init__(self, settings: Settings, on_job: Handler, on_pod: Handler, on_queue: Handler) -> None:
         self._namespaces = settings.watch_namespaces
         self._on_job = on_job
         self._on_pod = on_pod
+        self._on_queue = on_queue
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.failed = asyncio.Event()
@@ -95,6 +97,10 @@ class Watch:
         @kopf.on.event("v1", "pods", registry=registry)
         async def pod_event(event: Any, **_: Any) -> None:
             forward(self._on_pod, event)
+
+        @kopf.on.event(GROUP, VERSION, QUEUE_PLURAL, registry=registry)
+        async def queue_event(event: Any, **_: Any) -> None:
+            forward(self._on_queue, event)
 
         return registry
 

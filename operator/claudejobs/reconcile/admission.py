@@ -101,6 +101,16 @@ class Admission:
         free = self._limits.total - len(self._holders)
         return self._line()[: max(0, free)]
 
+    def free(self, namespace: str) -> int:
+        """Slots that a job of the namespace could have now; a limit on its user may say otherwise."""
+        total = self._limits.total - len(self._holders)
+        own = self._limits.per_namespace
+        return max(0, total if own is None else min(total, own - self._namespaces[namespace]))
+
+    def waiting(self, namespace: str) -> int:
+        """Jobs of the namespace that wait for a slot."""
+        return sum(len(ranks) for group, ranks in self._waiting.items() if group[0] == namespace)
+
     def waiting_message(self, key: Key) -> str:
         """Why a job waits, for people."""
         claim = self._claims.get(key)

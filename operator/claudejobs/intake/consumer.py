@@ -1,0 +1,291 @@
+"""Drains one queue: fetches as much as there is room for, holds what it fetched, and finishes it.
+
+Four loops share one view of things and rely on none of each other's steps: what one of them missed, the next sweep
+finds. ``plan`` says what is to be done with each queue job; ``handling`` does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+from claudejobs.api.queue_job import QueueJob
+from claudejobs.kube.client import ApiError
+from claudejobs.reconcile.views import JobView, LiveReport
+
+from .bull import UNAVAILABLE, BullQueue, NotHeld, Snapshot, run_id
+from .connection import Client
+from .handling import Handler
+from .listener import listen
+from .mapping import progress_of
+from .plan import Absent, Active, Lock, Step, fetch_budget, plan_absent, plan_held
+from .reports import Reports
+from .resources import QueueView, Resources
+
+logger = logging.getLogger(__name__)
+
+IN_FLIGHT = 32
+"""Queue jobs whose resources are made, or whose ends are delivered, at the same time."""
+
+POLL_SECONDS = 5.0
+"""How long a queue that seemed empty is left alone when nothing is heard of it."""
+
+TELL_SECONDS = 0.5
+"""Least time between two reports of progress."""
+
+Room = Callable[[str], tuple[int, int]]
+"""Free slots and waiting jobs of a namespace."""
+
+
+class Consumer:
+    """One queue. Made and stopped by the manager.
+
+    Attributes:
+        draining: no more is fetched, because the resource is gone.
+        held: queue jobs that were locked by this queue at the last sweep.
+        last_error: what went wrong last, and when (seconds since the epoch).
+        snapshot: what the last sweep saw of the queue.
+    """
+
+    def __init__(self, view: QueueView, resources: Resources, client: Client, listening: Client, room: Room) -> None:
+        self.draining = False
+        self.connected = False
+        self.last_error: tuple[str, float] | None = None
+        self.snapshot: Snapshot | None = None
+        self.held: frozenset[QueueJob] = frozenset()
+        self.run_id: str | None = None
+        self._resources = resources
+        self._listening = listening
+        self._room = room
+        self._bull = BullQueue(client, view.spec.prefix, view.spec.queue_name, view.uid)
+        self._reports = Reports(self._bull)
+        self._handler = Handler(view, self._bull, self._reports, resources)
+        self._flying: dict[str, asyncio.Task[None]] = {}
+        self._begun: set[QueueJob] = set()
+        self._due: set[QueueJob] = set()
+        self._swept = False
+        self._fetch_now = asyncio.Event()
+        self._sweep_now = asyncio.Event()
+        self._tell_now = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+
+    @property
+    def view(self) -> QueueView:
+        """The resource as last seen."""
+        return self._handler.view
+
+    def update(self, view: QueueView) -> None:
+        """The resource has changed."""
+        self._handler.view = view
+        self._fetch_now.set()
+        self._sweep_now.set()
+
+    def start(self) -> None:
+        """Start the loops."""
+        for loop in (self._sweep, self._fetch, self._tell, self._listen):
+            self._loops.append(asyncio.create_task(self._repeat(loop), name=f"{loop.__name__} {self.view.qualified}"))
+
+    async def stop(self, timeout: float) -> None:
+        """Stop, once what is under way has ended or ``timeout`` seconds have passed. What is held stays locked, and the
+        next process goes on with it."""
+        for task in self._loops:
+            task.cancel()
+        if self._flying:
+            await asyncio.wait(self._flying.values(), timeout=timeout)
+        for task in [*self._loops, *self._flying.values()]:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    # What the controller tells. Nothing here waits.
+
+    def job_changed(self, job: JobView, live: LiveReport | None) -> None:
+        """A job of this queue was looked at."""
+        assert job.queue_job is not None
+        if job.status.phase.terminal:
+            if job.queue_job in self._begun or job.queue_job in self.held:
+                self._due.add(job.queue_job)
+                self._tell_now.set()
+                self._fetch_now.set()  # it has left its slot
+        elif job.status.attempt:
+            percent = max(job.status.progress, live.progress if live else 0)
+            step = live.step if live else ""
+            self._reports.progress(job.queue_job, progress_of(job.status, percent, step, self.view.spec.progress))
+
+    def job_gone(self, job: JobView) -> None:
+        """A job of this queue was deleted."""
+        self._handler.settled.discard(job.uid)
+        self._sweep_now.set()
+
+    def job_said(self, identity: QueueJob, text: str) -> None:
+        """A line of a job's log."""
+        self._reports.say(identity, text)
+
+    def waits(self, job: JobView) -> bool:
+        """Whether the job's end was not told to its producer yet."""
+        return job.uid not in self._handler.settled
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is held any more."""
+        return self._swept and not self.held and not self._flying
+
+    # The loops.
+
+    async def _repeat(self, turn: Callable[[], Awaitable[None]]) -> None:
+        delay = 0.25
+        while True:
+            try:
+                await turn()
+                delay = 0.25
+            except Exception as error:
+                self._note(error)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 5.0)
+
+    async def _sweep(self) -> None:
+        """Renew all locks, and do what the queue jobs need that are held, or were."""
+        began, spec = time.monotonic(), self.view.spec
+        self._sweep_now.clear()
+        current = await run_id(self._bull.client)
+        remembered = (await self._bull.recall()).get("run_id")
+        active = await self._bull.sweep(self._handler.lock_ms)
+        self._back()
+        held = frozenset(one.identity for one in active if one.lock is Lock.OURS)
+        self.held, self._begun = held, self._begun - held
+        work = self._plan_held(active) + await self._plan_absent(active, data_lost=current != remembered)
+        await self._carry_out(work)
+        snapshot = await self._bull.snapshot()
+        if not snapshot.old_pause:
+            await self._bull.return_stalled(spec.lock_seconds * 250)
+        if current != remembered:
+            await self._bull.remember(run_id=current)
+        self.run_id, self.snapshot = current, snapshot
+        if not self._swept:
+            self._swept = True
+            self._fetch_now.set()
+        await _wait(self._sweep_now, spec.lock_seconds / 4 - (time.monotonic() - began))
+        await asyncio.sleep(0.2)  # of many events one sweep is made
+
+    def _plan_held(self, active: Sequence[Active]) -> list[_Work]:
+        work: list[_Work] = []
+        for one in active:
+            if one.identity.id not in self._flying:
+                job = self._resources.find(self.view, one.identity)
+                work.append((plan_held(one, job), one.identity, job))
+        return work
+
+    async def _plan_absent(self, active: Sequence[Active], data_lost: bool) -> list[_Work]:
+        here = {one.identity.id for one in active} | set(self._flying)
+        jobs = [
+            (job.queue_job, job)
+            for job in self._resources.of_queue(self.view)
+            if job.queue_job and job.queue_job.id not in here and job.uid not in self._handler.settled
+        ]
+        found = await self._bull.look_up([identity.id for identity, _ in jobs])
+        return [
+            (plan_absent(job, identity, found.get(identity.id, Absent(None)), data_lost), identity, job)
+            for identity, job in jobs
+        ]
+
+    async def _carry_out(self, work: Sequence[_Work]) -> None:
+        """Some at a time; one that fails is planned again by the next sweep, and keeps no other back."""
+        slots = asyncio.Semaphore(IN_FLIGHT)
+
+        async def one(steps: Sequence[Step], identity: QueueJob, job: JobView | None) -> None:
+            async with slots:
+                for step in steps:
+                    await self._handler.do(step, identity, job)
+
+        outcomes = await asyncio.gather(*(one(*each) for each in work if each[0]), return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        for failure in failures:
+            self._note(failure)
+        if failures:
+            await asyncio.sleep(1.0)
+            self._sweep_now.set()
+
+    async def _fetch(self) -> None:
+        """Take queue jobs while there is room for them."""
+        self._fetch_now.clear()
+        while self._may_fetch() and self._budget() > 0:
+            fetched = await self._bull.fetch(self._handler.lock_ms)
+            if fetched is None:
+                break
+            self._begun.add(fetched.identity)
+            await self._fly(fetched.identity, self._handler.begin(fetched))
+        await _wait(self._fetch_now, POLL_SECONDS)
+
+    def _may_fetch(self) -> bool:
+        # Not before the first sweep: what was fetched before a crash comes first, and Redis is known to answer.
+        return self._swept and self.connected and not self.view.spec.suspend and not self.draining
+
+    def _budget(self) -> int:
+        free, waiting = self._room(self.view.target)
+        return fetch_budget(free, self.view.spec.look_ahead, waiting + len(self._flying))
+
+    async def _tell(self) -> None:
+        """Send progress and log lines, and the ends of jobs."""
+        await _wait(self._tell_now, TELL_SECONDS)
+        self._tell_now.clear()
+        await self._reports.flush()
+        for identity in [identity for identity in self._due if identity.id not in self._flying]:
+            self._due.discard(identity)
+            job = self._resources.find(self.view, identity)
+            if job and job.status.phase.terminal and job.uid not in self._handler.settled:
+                await self._fly(identity, self._handler.do(Step.DELIVER, identity, job))
+
+    async def _listen(self) -> None:
+        await listen(self._bull, self._listening, fetch_now=self._fetch_now, sweep_now=self._sweep_now)
+
+    async def _fly(self, identity: QueueJob, work: Awaitable[None]) -> None:
+        """Start work on one queue job; waits while too much is going on."""
+
+        async def run() -> None:
+            try:
+                await work
+            except Exception as error:
+                self._note(error)
+                self._sweep_now.set()
+            finally:
+                self._flying.pop(identity.id, None)
+
+        self._flying[identity.id] = asyncio.create_task(run(), name=f"queue job {identity.id}")
+        while len(self._flying) >= IN_FLIGHT:
+            await asyncio.wait(list(self._flying.values()), return_when=asyncio.FIRST_COMPLETED)
+
+    # How things are, for the status.
+
+    def _back(self) -> None:
+        if not self.connected:
+            self.connected = True
+            logger.info("queue %s: Redis answers", self.view.qualified)
+            self._fetch_now.set()
+            self._tell_now.set()
+
+    def _note(self, error: Exception) -> None:
+        """Remember what went wrong. It is tried again in any case."""
+        if isinstance(error, NotHeld):
+            # Finished by a call whose reply was lost, removed, or taken over: the next sweep tells which.
+            logger.info("queue %s: %s", self.view.qualified, error)
+            return
+        text = f"{'Redis' if isinstance(error, UNAVAILABLE) else type(error).__name__}: {error}"
+        if isinstance(error, UNAVAILABLE):
+            if self.connected:
+                logger.warning("queue %s: %s", self.view.qualified, text)
+                self._sweep_now.set()
+            self.connected = False
+        elif not isinstance(error, ApiError):
+            logger.error("queue %s: a defect", self.view.qualified, exc_info=error)
+        self.last_error = (text[:2000], time.time())
+
+
+_Work = tuple[list[Step], QueueJob, JobView | None]
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), max(0.0, seconds))

@@ -1,0 +1,273 @@
+"""All queues: which ClaudeCodeQueues are drained, who tells them of jobs, and what their status says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from claudejobs.api.base import API_VERSION
+from claudejobs.api.queue import QUEUE_KIND, SOURCE_LABEL, QueueSpec, QueueStatus
+from claudejobs.kube.client import JSON_PATCH, ApiError, KubeClient, queues_path
+from claudejobs.kube.controller import Controller
+from claudejobs.kube.notices import post_event
+from claudejobs.reconcile.views import JobView, Key, LiveReport
+from claudejobs.settings import Settings
+
+from . import state
+from .connection import Client, connect
+from .consumer import Consumer
+from .resources import QueueView, Resources
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 5.0
+"""How often the queues are looked at; their resources are looked at at once when they change."""
+
+
+@dataclass
+class _Queue:
+    """A ClaudeCodeQueue that is known: what is wanted, what was written, and who drains it."""
+
+    view: QueueView | None
+    status: QueueStatus
+    consumer: Consumer | None = None
+    problem: tuple[str, str] | None = None
+    told_away: bool = False
+
+
+class Intake:
+    """Drains all ClaudeCodeQueues. Listens to the controller. For one event loop."""
+
+    def __init__(self, client: KubeClient, controller: Controller, settings: Settings) -> None:
+        self._client = client
+        self._controller = controller
+        self._settings = settings
+        self._resources = Resources(client, controller)
+        self._queues: dict[Key, _Queue] = {}
+        self._redis: Client | None = None
+        self._listening: Client | None = None
+        self._look_now = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        controller.listener = self
+
+    def start(self) -> None:
+        """Start; the controller has listed all jobs."""
+        url = self._settings.redis
+        if url:
+            self._redis, self._listening = connect(url), connect(url, blocking=True)
+        self._task = asyncio.create_task(self._run(), name="intake")
+
+    async def stop(self, timeout: float) -> None:
+        """Stop fetching; what is held stays locked for the next process.
+
+        Args:
+            timeout: seconds that what is under way may take to end.
+        """
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        consumers = [queue.consumer for queue in self._queues.values() if queue.consumer]
+        await asyncio.gather(*(consumer.stop(timeout) for consumer in consumers))
+        for client in (self._redis, self._listening):
+            if client:
+                await client.aclose()
+
+    def on_queue(self, event: str | None, obj: dict[str, Any]) -> None:
+        """An event of a ClaudeCodeQueue."""
+        key = (obj["metadata"]["namespace"], obj["metadata"]["name"])
+        known = self._queues.get(key)
+        if event == "DELETED":
+            if known:
+                known.view = None
+        else:
+            self._take_in(key, obj)
+        self._look_now.set()
+
+    def health(self) -> dict[str, Any]:
+        """Whether Redis answers for each queue that is drained."""
+        drained = {f"{ns}/{name}": queue.consumer for (ns, name), queue in self._queues.items() if queue.consumer}
+        away = sorted(name for name, consumer in drained.items() if not consumer.connected)
+        return {"state": "degraded" if away else "ok", "queues": len(drained), "away": away}
+
+    # What the controller tells: it goes to the queue that the job is of.
+
+    def job_changed(self, job: JobView, live: LiveReport | None) -> None:
+        """A job was looked at."""
+        if consumer := self._consumer_of(job):
+            consumer.job_changed(job, live)
+
+    def job_gone(self, job: JobView) -> None:
+        """A job was deleted."""
+        if consumer := self._consumer_of(job):
+            consumer.job_gone(job)
+
+    def job_said(self, key: Key, text: str) -> None:
+        """The agent did or printed something."""
+        job = self._controller.job(key)
+        consumer = self._consumer_of(job) if job else None
+        if consumer and job and job.queue_job:
+            consumer.job_said(job.queue_job, text)
+
+    def waits(self, job: JobView) -> bool:
+        """Whether a producer does not know yet how the job ended."""
+        consumer = self._consumer_of(job)
+        return consumer is not None and consumer.waits(job)
+
+    def _consumer_of(self, job: JobView) -> Consumer | None:
+        if job.queue_job is None:
+            return None
+        for queue in self._queues.values():
+            consumer = queue.consumer
+            if consumer and consumer.view.qualified == job.queue_job.queue and consumer.view.target == job.namespace:
+                return consumer
+        return None
+
+    # The queues.
+
+    async def _run(self) -> None:
+        listed = False
+        while True:
+            self._look_now.clear()
+            try:
+                if not listed:
+                    await self._list()
+                    listed = True
+                for key in list(self._queues):
+                    await self._look_at(key)
+            except ApiError as error:
+                logger.warning("the queues are looked at again: %s", error)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look_now.wait(), LOOK_SECONDS)
+
+    async def _list(self) -> None:
+        namespaces: list[str | None] = list(self._settings.watch_namespaces) or [None]
+        for namespace in namespaces:
+            async for obj in self._client.list(queues_path(namespace)):
+                self._take_in((obj["metadata"]["namespace"], obj["metadata"]["name"]), obj)
+
+    def _take_in(self, key: Key, obj: dict[str, Any]) -> None:
+        known = self._queues.setdefault(key, _Queue(None, QueueStatus()))
+        try:
+            known.status = QueueStatus.model_validate(obj.get("status") or {})
+            spec = QueueSpec.model_validate(obj["spec"])
+        except ValidationError as error:
+            logger.error("queue %s/%s is left as it was: %s", *key, error)
+            return
+        meta = obj["metadata"]
+        if "deletionTimestamp" in meta:
+            known.view = None
+            return
+        known.view = QueueView(
+            namespace=key[0],
+            name=key[1],
+            uid=meta["uid"],
+            generation=meta.get("generation", 1),
+            created=meta["creationTimestamp"],
+            spec=spec,
+        )
+
+    async def _look_at(self, key: Key) -> None:
+        """Start, change or stop what drains a queue, and write its status."""
+        queue = self._queues[key]
+        view, consumer = queue.view, queue.consumer
+        if consumer and (view is None or view.uid != consumer.view.uid):
+            # What was fetched goes on to its end; a new resource of the name waits for that.
+            consumer.draining = True
+            if not consumer.idle:
+                return
+            await consumer.stop(5.0)
+            consumer = queue.consumer = None
+        if view is None:
+            del self._queues[key]
+            return
+        queue.problem = await self._problem_of(view)
+        if queue.problem is None and consumer is None:
+            assert self._redis is not None
+            assert self._listening is not None
+            queue.consumer = Consumer(view, self._resources, self._redis, self._listening, self._controller.room)
+            queue.consumer.start()
+            logger.info("queue %s is drained into namespace %s", view.qualified, view.target)
+        elif consumer:
+            consumer.draining = queue.problem is not None
+            if consumer.view != view:
+                consumer.update(view)
+        await self._write_status(key, queue, view)
+
+    async def _problem_of(self, view: QueueView) -> tuple[str, str] | None:
+        """Why a queue cannot be drained: a reason in one word, and a message."""
+        if self._redis is None:
+            return "RedisNotConfigured", "the operator has no Redis: set REDIS_URL, or REDIS_HOST"
+        watched = self._settings.watch_namespaces
+        if watched and view.target not in watched:
+            return "NamespaceNotWatched", f"jobs of namespace {view.target} are not run here (WATCH_NAMESPACES)"
+        older = [
+            other.view
+            for other in self._queues.values()
+            if other.view and other.view.qualified == view.qualified and other.view.uid != view.uid
+        ]
+        first = min([view, *older], key=lambda one: (one.created, one.uid))
+        if first is not view:
+            return "Conflict", f"ClaudeCodeQueue {first.namespace}/{first.name} drains {view.qualified} already"
+        if view.target != view.namespace:
+            return await self._target_problem(view)
+        return None
+
+    async def _target_problem(self, view: QueueView) -> tuple[str, str] | None:
+        try:
+            target = await self._client.get(f"/api/v1/namespaces/{view.target}")
+        except ApiError as error:
+            return "NamespaceUnknown", f"whether namespace {view.target} takes jobs cannot be read: {error.message}"
+        labels = target["metadata"].get("labels", {}) if target else {}
+        if labels.get(SOURCE_LABEL) != view.namespace:
+            text = f"namespace {view.target} does not take jobs from here; label it {SOURCE_LABEL}={view.namespace}"
+            return "NamespaceForbids", text
+        return None
+
+    async def _write_status(self, key: Key, queue: _Queue, view: QueueView) -> None:
+        now, consumer = datetime.now(UTC), queue.consumer
+        status = state.accepted(queue.status, queue.problem, view.generation, now)
+        if consumer:
+            status = state.connected(
+                status, consumer.snapshot, consumer.connected, consumer.last_error, view.generation, now
+            )
+            status = status.model_copy(update={"held": len(consumer.held), "redis_run_id": consumer.run_id})
+            await self._tell_of_redis(queue, view, consumer)
+        if status == queue.status:
+            return
+        value = status.model_dump(by_alias=True, mode="json", exclude_none=True)
+        body = [{"op": "add", "path": "/status", "value": value}]
+        try:
+            await self._client.request("PATCH", queues_path(*key, "status"), body, content_type=JSON_PATCH)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return
+        queue.status = status
+
+    async def _tell_of_redis(self, queue: _Queue, view: QueueView, consumer: Consumer) -> None:
+        """Post an Event when Redis goes, and when it is back."""
+        away = not consumer.connected and consumer.last_error is not None
+        if away == queue.told_away:
+            return
+        queue.told_away = away
+        about = {
+            "apiVersion": API_VERSION,
+            "kind": QUEUE_KIND,
+            "namespace": view.namespace,
+            "name": view.name,
+            "uid": view.uid,
+        }
+        if away:
+            text = (
+                f"{consumer.last_error[0] if consumer.last_error else ''}; running jobs go on, no new ones are fetched"
+            )
+            await post_event(self._client, about, "Warning", "RedisAway", text)
+        else:
+            await post_event(self._client, about, "Normal", "RedisBack", "Redis answers again")
