@@ -1,0 +1,203 @@
+"""A BullMQ queue that is drained into real pods, as producers in Node see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from localcluster import Cluster
+from tests.e2e.conftest import run
+from tests.support.kube import Namespace, unique, wait_for
+from tests.support.node import NodeError, NodeProcess
+from tests.support.operator import OperatorProcess, wait_rows
+from tests.support.redis import RedisServer
+
+PREFIX = "tm"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis"), user="jobs", password="s3cret", tls=True, database=3) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def queue_namespace(cluster: Cluster) -> Iterator[Namespace]:
+    from tests.conftest import make_namespace  # noqa: PLC0415 - a fixture of this file's own scope
+
+    yield from make_namespace(cluster)
+
+
+@pytest.fixture(scope="module")
+def operator(
+    queue_namespace: Namespace,
+    server: RedisServer,
+    model_url: str,
+    runner_image: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[OperatorProcess]:
+    folder = tmp_path_factory.mktemp("operator")
+    yield from run(
+        OperatorProcess(
+            queue_namespace,
+            folder / "log",
+            f"sqlite:///{folder}/state.db",
+            model_base_url=model_url,
+            runner_image=runner_image,
+            resync_seconds=10,
+            redis_url=server.url(),
+        )
+    )
+
+
+def make_queue(namespace: Namespace, **spec: Any) -> dict[str, Any]:
+    """A ClaudeCodeQueue of a BullMQ queue of its own; what the Node programs are told of it."""
+    name = unique("tasks")
+    namespace.apply(
+        {
+            "apiVersion": "claudecode.dev/v1alpha1",
+            "kind": "ClaudeCodeQueue",
+            "metadata": {"name": name, "namespace": namespace.name},
+            "spec": {"queueName": name, "prefix": PREFIX, **spec},
+        }
+    )
+    return {"queue": name, "prefix": PREFIX}
+
+
+def data(command: str = "script: hello", **more: Any) -> dict[str, Any]:
+    """What a producer puts into a job."""
+    return {"taskId": unique("task"), "userId": "ada", "command": command, **more}
+
+
+def jobs_of(namespace: Namespace, queue: dict[str, Any]) -> list[dict[str, Any]]:
+    """The resources of a queue."""
+    selector = f"claudecode.dev/queue={queue['queue']}"
+    import json  # noqa: PLC0415
+
+    items: list[dict[str, Any]] = json.loads(namespace.kubectl("get", "ccj", "-l", selector, "-o", "json"))["items"]
+    return items
+
+
+@pytest.mark.parametrize("version", [6, 5])
+async def test_a_producer_gets_the_result_of_its_job(
+    queue_namespace: Namespace, operator: OperatorProcess, server: RedisServer, version: int
+) -> None:
+    queue = make_queue(queue_namespace, template={"claude": {"model": "claude-sonnet-4-5"}})
+    payload = data(
+        "script: tasks 4",
+        arguments={"branch": "main"},
+        workingDirectory="/workspace/app",
+        timeout=90_500,
+        metadata={"team": "blue"},
+    )
+    with (
+        NodeProcess("producer.js", server, version) as producer,
+        NodeProcess("listener.js", server, version, queues=[queue]) as listener,
+    ):
+        opts = {"jobId": "one", "attempts": 4, "backoff": {"type": "exponential", "delay": 1500}, "priority": 7}
+        producer.command("add", **queue, name="run", data=payload, opts=opts)
+        value = producer.send("waitUntilFinished", **queue, jobId="one", ttl=120_000).result(120)
+        assert value["taskId"] == payload["taskId"]
+        assert value["status"] == "completed"
+        assert value["text"]
+        assert value["sessionId"]
+        assert value["attempts"] == 1
+        job = producer.command("getJob", **queue, jobId="one")
+        assert job["state"] == "completed"
+        assert job["progress"] == 100
+        assert job["logs"]
+        events = [event["event"] for event in listener.events if event.get("jobId") == "one"]
+        assert [event for event in events if event != "progress"] == ["added", "waiting", "active", "completed"]
+        assert len(listener.named("progress", jobId="one")) >= 2
+    (resource,) = jobs_of(queue_namespace, queue)
+    spec = resource["spec"]
+    assert spec["prompt"] == payload["command"]
+    assert spec["userId"] == "ada"
+    assert spec["arguments"] == {"branch": "main"}
+    assert spec["workingDirectory"] == "app"
+    assert spec["timeoutSeconds"] == 91
+    assert spec["metadata"] == {"team": "blue"}
+    assert spec["priority"] == -7
+    assert spec["retry"]["maxAttempts"] == 4
+    assert spec["retry"]["backoff"] == {"type": "exponential", "delaySeconds": 2, "maxDelaySeconds": 600}
+    assert spec["claude"]["model"] == "claude-sonnet-4-5"
+    (row,) = await wait_rows(operator, resource["metadata"]["name"], "completed")
+    assert row["task_id"] == payload["taskId"]
+
+
+def test_a_job_that_fails_goes_to_the_dead_letters(
+    queue_namespace: Namespace, operator: OperatorProcess, server: RedisServer
+) -> None:
+    queue = make_queue(queue_namespace)
+    dead = {"queue": f"{queue['queue']}-dead-letter", "prefix": PREFIX}
+    with (
+        NodeProcess("producer.js", server) as producer,
+        NodeProcess("listener.js", server, queues=[queue]) as listener,
+    ):
+        payload = data("script: credit")
+        producer.command("add", **queue, name="run", data=payload, opts={"jobId": "poor", "attempts": 3})
+        with pytest.raises(NodeError, match="billing"):
+            producer.command("waitUntilFinished", **queue, jobId="poor", ttl=120_000, timeout=130)
+        listener.wait_for_event("retries-exhausted", jobId="poor")
+        job = producer.command("getJob", **queue, jobId="poor")
+        assert job["state"] == "failed"
+        assert job["stacktrace"][0].startswith("attempt 1: billing")
+        (resource,) = jobs_of(queue_namespace, queue)
+        letter = producer.command("getJob", **dead, jobId=resource["metadata"]["name"])
+        assert letter["state"] == "waiting"
+        assert letter["data"] == payload
+        assert letter["logs"][0].startswith("billing: ")
+
+
+def test_wrong_data_fails_at_once_with_the_field(
+    queue_namespace: Namespace, operator: OperatorProcess, server: RedisServer
+) -> None:
+    queue = make_queue(queue_namespace)
+    wrong: dict[str, tuple[Any, str]] = {
+        "no-command": ({"taskId": "t", "userId": "u"}, "data.command"),
+        "number": (data(timeout="soon"), "data.timeout"),
+        "outside": (data(workingDirectory="/etc"), "data.workingDirectory"),
+        "up": (data(workingDirectory="../x"), "data.workingDirectory"),
+        "text": ("run this", "data: must be an object"),
+        "huge": (data("x" * 131073), "data.command"),
+    }
+    with NodeProcess("producer.js", server) as producer:
+        for job_id, (payload, _) in wrong.items():
+            producer.command("add", **queue, name="run", data=payload, opts={"jobId": job_id, "attempts": 5})
+        for job_id, (_, told) in wrong.items():
+            with pytest.raises(NodeError, match=f"invalid_request: {told}"):
+                producer.command("waitUntilFinished", **queue, jobId=job_id, ttl=60_000, timeout=70)
+            assert producer.command("getJob", **queue, jobId=job_id)["attemptsMade"] == 1
+    assert jobs_of(queue_namespace, queue) == []
+
+
+def test_a_job_is_cancelled_from_either_side(
+    queue_namespace: Namespace, operator: OperatorProcess, server: RedisServer
+) -> None:
+    queue = make_queue(queue_namespace)
+    with NodeProcess("producer.js", server) as producer:
+        for job_id in ("event", "kubectl", "deleted", "obliterated"):
+            producer.command("add", **queue, name="run", data=data("script: hang"), opts={"jobId": job_id})
+        names = {}
+
+        def all_run() -> bool:
+            for resource in jobs_of(queue_namespace, queue):
+                if resource.get("status", {}).get("phase") == "Running":
+                    import json  # noqa: PLC0415
+
+                    identity = json.loads(resource["metadata"]["annotations"]["claudecode.dev/queue-job"])
+                    names[identity["id"]] = resource["metadata"]["name"]
+            return len(names) == 4
+
+        wait_for(all_run, "all four run", 120)
+        producer.command("publishCancel", **queue, jobId="event")
+        queue_namespace.patch(names["kubectl"], cancel=True)
+        queue_namespace.kubectl("delete", "ccj", names["deleted"], "--wait=false")
+        for job_id in ("event", "kubectl", "deleted"):
+            with pytest.raises(NodeError, match="cancelled"):
+                producer.command("waitUntilFinished", **queue, jobId=job_id, ttl=60_000, timeout=70)
+        queue_namespace.wait_phase(names["event"], "Cancelled")
+        producer.command("obliterate", **queue, force=True)
+        queue_namespace.wait_phase(names["obliterated"], "Cancelled")
