@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from claudejobs.api.job_data import ClaudeCodeJobData, parse_job_data
 from tests.support.kube import wait_for
-from tests.support.node import NodeError, NodeProcess
+from tests.support.node import REPOSITORY, NodeError, NodeProcess, node_command
 from tests.support.redis import RedisServer, SentinelSet
 
 
@@ -147,3 +151,27 @@ def test_programs_follow_sentinel_to_the_new_master(tmp_path: Path) -> None:
         servers.failover(kill=True)
         after = producer.command("add", **queue, name="run", data={"number": 2})
         assert producer.command("waitUntilFinished", **queue, jobId=after, ttl=60_000) == {"echo": {"number": 2}}
+
+
+def test_the_example_of_a_producer_prints_the_result(server: RedisServer) -> None:
+    example = REPOSITORY / "examples" / "queue" / "enqueue.js"
+    url = f"rediss://app:s3cret@127.0.0.1:{server.port}/2"
+    with subprocess.Popen(
+        [*node_command(example), "Count the files."],
+        env=os.environ | {"REDIS_URL": url, "NODE_EXTRA_CA_CERTS": str(server.ca_file)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        if "added to claude-tasks" not in first:
+            pytest.fail(f"{first}{process.communicate(timeout=60)}")
+        with NodeProcess("worker.js", server, queue="claude-tasks"):
+            output, events = process.communicate(timeout=60)
+    assert process.returncode == 0, events
+    echo = json.loads(output)["echo"]
+    assert parse_job_data(echo).command == "Count the files."
+    assert set(echo) == {field.alias for field in ClaudeCodeJobData.model_fields.values()}
+    assert ": active" in events
+    assert ": progress" in events

@@ -60,7 +60,7 @@ class RedisServer:
         user: the ACL user of that password; ``default`` may then do nothing.
         tls: whether it speaks TLS only, with a certificate of a CA in ``ca_file``.
         host: an address to listen on besides loopback, such as the gateway that pods reach; clients are told it.
-        database: number of the database in ``url`` and of ``client``.
+        database: number of the database that ``url`` names and ``client`` uses.
         cluster: whether it is a Redis Cluster of one node, which has all slots.
         config: more of redis.conf, by name.
     """
@@ -185,15 +185,19 @@ class RedisServer:
             client.config_rewrite()
         self.password = password
 
-    def url(self, host: str = "") -> str:
-        """The URL with user, password and database; ``host`` where its certificate's or another address matters."""
-        secret = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}@" if self.password else ""
-        return f"redis{'s' if self.ca_file else ''}://{secret}{host or self.host}:{self.port}/{self.database}"
+    def url(self) -> str:
+        """The operator's REDIS_URL."""
+        scheme = f"redis{'s' if self.ca_file else ''}{'+cluster' if self.cluster else ''}"
+        return self._url(scheme, self.host, "" if self.cluster else f"/{self.database}")
+
+    def _url(self, scheme: str, host: str, path: str) -> str:
+        options = f"?ssl_ca_certs={quote(str(self.ca_file))}" if self.ca_file else ""
+        return f"{scheme}://{_login(self.user, self.password)}{host}:{self.port}{path}{options}"
 
     def client(self, **options: Any) -> redis.Redis:
         """A client that answers with text and tries once, to be closed by the caller."""
-        trust = {"ssl_ca_certs": str(self.ca_file)} if self.ca_file else {}
-        return redis.Redis.from_url(self.url(LOOPBACK), **(_CLIENT | trust | options))
+        url = self._url("rediss" if self.ca_file else "redis", LOOPBACK, f"/{self.database}")
+        return redis.Redis.from_url(url, **(_CLIENT | options))
 
     def node_connection(self) -> dict[str, Any]:
         """The same as ioredis's options, for tests/node."""
@@ -305,6 +309,10 @@ class SentinelSet:
         for server in self.servers:
             server.kill()
 
+    def url(self) -> str:
+        """The operator's REDIS_URL."""
+        return f"redis+sentinel://{_login('', self.password)}{self.host}:{self.port}/{self.name}"
+
     def node_connection(self) -> dict[str, Any]:
         """ioredis's options, for tests/node."""
         login = {"password": self.password} if self.password else {}
@@ -315,6 +323,10 @@ class SentinelSet:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+def _login(user: str, password: str) -> str:
+    return f"{quote(user, safe='')}:{quote(password, safe='')}@" if password else ""
 
 
 def _role(server: RedisServer) -> list[Any]:
