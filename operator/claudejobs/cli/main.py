@@ -12,6 +12,10 @@ import yaml
 
 from claudejobs import __version__
 from claudejobs.api.crd import definitions
+from claudejobs.intake.bull import UNAVAILABLE, BullQueue
+from claudejobs.intake.connection import connect
+from claudejobs.intake.dead_letter import Replayed, ReplayError
+from claudejobs.intake.dead_letter import replay as send_back
 from claudejobs.kube.client import MERGE_PATCH, ApiError, KubeClient, jobs_path
 from claudejobs.settings import Settings, SettingsError
 from claudejobs.store import Store, StoreError, upgrade
@@ -95,6 +99,37 @@ def retry(name: str, namespace: str) -> None:
     except ApiError as error:
         raise _Failure(str(error)) from None
     click.echo(f"job {name} runs again")
+
+
+@main.command()
+@click.argument("queue")
+@click.option("--prefix", default="bull", show_default=True, help="BullMQ's prefix of the queue.")
+@click.option("--id", "letters", multiple=True, help="Only this dead letter; may be given again. Default: all.")
+@click.option("--limit", default=1000, show_default=True, type=click.IntRange(1, 100000), help="Most sent back.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be sent back.")
+def replay(queue: str, prefix: str, letters: tuple[str, ...], limit: int, dry_run: bool) -> None:
+    """Send jobs back to their QUEUE from its dead-letter queue, the oldest first, under the ids that they had."""
+    url = _load_settings().redis
+    if url is None:
+        raise _Failure("there is no Redis: set REDIS_URL, or REDIS_HOST")
+
+    async def send() -> list[Replayed]:
+        redis = connect(url)
+        try:
+            return await send_back(BullQueue(redis, prefix, queue, "replay"), letters or None, limit, dry_run)
+        finally:
+            await redis.aclose()
+
+    try:
+        sent = asyncio.run(send())
+    except (ReplayError, *UNAVAILABLE) as error:
+        raise _Failure(str(error)) from None
+    for one in sent:
+        click.echo(f"{one.letter}  {one.problem or f'{one.what} {one.job_id}'}")
+    if not sent:
+        click.echo(f"queue {queue} has no dead letters")
+    if any(one.problem for one in sent):
+        sys.exit(1)
 
 
 @main.command()

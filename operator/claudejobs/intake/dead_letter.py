@@ -44,16 +44,28 @@ async def bury(bull: BullQueue, dead: Fetched, reason: str, lines: Sequence[str]
         await pipe.execute()
 
 
+class ReplayError(Exception):
+    """Nothing can be sent back now."""
+
+
 @dataclass(frozen=True)
 class Replayed:
-    """What became of a dead letter; ``problem`` says why it stays."""
+    """What became of a dead letter.
+
+    Attributes:
+        what: what was done, or would be, with the job of this id.
+        problem: why the letter stays.
+    """
 
     letter: str
-    job_id: str
+    job_id: str = ""
+    what: str = ""
     problem: str | None = None
 
 
-async def replay(bull: BullQueue, letter_ids: Sequence[str] | None, limit: int) -> list[Replayed]:
+async def replay(
+    bull: BullQueue, letter_ids: Sequence[str] | None, limit: int, dry_run: bool = False
+) -> list[Replayed]:
     """Send dead letters back to their queue, the oldest first.
 
     Under the id that the producer knows: the failed job is retried in place where it still exists, so that who waits
@@ -61,44 +73,43 @@ async def replay(bull: BullQueue, letter_ids: Sequence[str] | None, limit: int) 
 
     Args:
         letter_ids: which; ``None`` means all, at most ``limit``.
+
+    Raises:
+        ReplayError: nothing can be sent back now.
     """
     letters = bull.queue(dead_letter_name(bull.name))
     if (await bull.snapshot()).old_pause:
-        raise ReplayError(
-            f"queue {bull.name} is paused by a BullMQ before 6, which would lose the jobs; resume it first"
-        )
-    if letter_ids is None:
-        found = await letters.getJobs(["waiting", "prioritized", "delayed", "failed"], 0, limit - 1, True)
+        text = f"queue {bull.name} is paused by a BullMQ before 6, which would lose the jobs; resume it first"
+        raise ReplayError(text)
+    wanted = letter_ids
+    if wanted is None:
+        found = await letters.getJobs(["waiting"], 0, limit - 1, True)
         wanted = [job.id for job in found if job]
-    else:
-        wanted = list(letter_ids)
-    return [await _replay_one(bull, letters, letter) for letter in wanted]
+    return [await _replay_one(bull, letters, letter, dry_run) for letter in wanted]
 
 
-class ReplayError(Exception):
-    """Nothing can be sent back now."""
-
-
-async def _replay_one(bull: BullQueue, letters: Queue, letter_id: str) -> Replayed:
+async def _replay_one(bull: BullQueue, letters: Queue, letter_id: str, dry_run: bool) -> Replayed:
     raw = await bull.client.hgetall(f"{bull.prefix}:{letters.name}:{letter_id}")
     if not raw:
-        return Replayed(letter_id, "", f"there is no dead letter {letter_id}")
+        return Replayed(letter_id, problem="there is no such dead letter")
     letter = Job.fromJSON(letters, raw, letter_id)
     origin = json.loads(raw.get(FIELD_ORIGIN) or "{}")
     job_id = str(origin.get("id") or letter_id)
     queue = bull.queue(bull.name)
     state = await queue.getJobState(job_id)
+    if state not in ("failed", "unknown", "waiting", "prioritized"):
+        return Replayed(letter_id, job_id, problem=f"job {job_id} of queue {bull.name} is {state}")
+    what = {"failed": "retried as", "unknown": "added again as"}.get(state, "waits already as")
+    if dry_run:
+        return Replayed(letter_id, job_id, what)
     if state == "failed":
         old = await Job.fromId(queue, job_id)
-        if old is not None:
-            await old.retry("failed")
+        if old is None:
+            return Replayed(letter_id, job_id, problem=f"job {job_id} was removed this moment; try again")
+        await old.retry("failed")
     elif state == "unknown":
-        opts = {
-            key: value for key, value in origin.get("opts", {}).items() if key not in ("delay", "timestamp", "jobId")
-        }
+        opts = {key: value for key, value in origin.get("opts", {}).items() if key not in ("delay", "timestamp")}
         await queue.add(letter.name, letter.data, {**opts, "jobId": job_id})
-    elif state not in ("waiting", "prioritized"):
-        return Replayed(letter_id, job_id, f"job {job_id} of queue {bull.name} is {state}")
-    # After it is back: a crash in between leaves a letter whose job waits already, which is found out above.
+    # After the job is back: a crash in between leaves a letter whose job waits already.
     await letter.remove()
-    return Replayed(letter_id, job_id)
+    return Replayed(letter_id, job_id, what)
