@@ -16,6 +16,7 @@ help: ## List the targets
 	@echo
 	@echo "  CLUSTER=local|kind|existing chooses the cluster (default: kind with Docker, else local);"
 	@echo "  existing needs CLUSTER_CONTEXT=NAME, the kubectl context that may be used."
+	@echo "  make demo QUEUE=1 enqueues its job with BullMQ in Node 20."
 	@echo "  make demo takes ANTHROPIC_API_KEY (else the model is scripted) and DATABASE_URL (else SQLite) from the environment."
 	@echo "  make test TESTS=PATH runs a part of the tests."
 

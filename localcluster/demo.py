@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 import localcluster
-from localcluster import Cluster, LocalClusterError, from_environment
+from localcluster import Cluster, LocalClusterError, demo_queue, from_environment
 from localcluster.following import follow, printable
 from localcluster.progress import say, step
 from localcluster.settings import REPOSITORY
@@ -78,6 +78,9 @@ def main() -> int:
     key, database = os.environ.pop("ANTHROPIC_API_KEY", ""), os.environ.pop("DATABASE_URL", "")
     if key:
         os.environ.setdefault("CLUSTER_EGRESS", "open")  # the real model is outside
+    queue = os.environ.pop("QUEUE", "") not in ("", "0")
+    if queue:
+        demo_queue.check_node()
     cluster = localcluster.ensure()
     images = localcluster.build_and_load_images("claudejobs-operator", "claudejobs-runner")
     kubectl = Kubectl(cluster)
@@ -86,8 +89,15 @@ def main() -> int:
     else:
         say("The model is scripted, because ANTHROPIC_API_KEY is not set: a local server speaks the Messages API.")
         say("Everything else is real: API server, scheduler, kubelet, containerd, the pod, the Agent SDK and its CLI.")
+    more: dict[str, Any] = {}
+    if queue:
+        kubectl.apply(_namespace(SYSTEM))
+        more["redis"] = demo_queue.install_redis(kubectl, SYSTEM)
+        kubectl.roll_out(demo_queue.REDIS)
     with step("Installing the operator"):
-        install(kubectl, images, key, database)
+        install(kubectl, images, key, database, more)
+    if queue:
+        return demo_queue.run(kubectl, SYSTEM, JOBS, scripted=not key)
     prepare_workspace(kubectl, cluster)
     kubectl("-n", JOBS, "apply", "-f", str(REPOSITORY / "examples" / "hello.yaml"))
     say(f"Applied examples/hello.yaml in namespace {JOBS}.")
@@ -98,11 +108,14 @@ def main() -> int:
     return show(kubectl, images["claudejobs-runner"])
 
 
-def install(kubectl: Kubectl, images: dict[str, str], key: str, database: str) -> None:
-    """Install the chart, and the scripted model where there is no key."""
+def _namespace(name: str) -> dict[str, Any]:
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
-    for name in (SYSTEM, JOBS):
-        kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def install(kubectl: Kubectl, images: dict[str, str], key: str, database: str, more: dict[str, Any]) -> None:
+    """Install the chart with ``more`` values, and the scripted model where there is no key."""
+    kubectl.apply(_namespace(SYSTEM), _namespace(JOBS))
     kubectl.apply(_secret(JOBS, "claude-credentials", {"ANTHROPIC_API_KEY": key or "key-of-no-use"}))
     repository, _, tag = images["claudejobs-operator"].rpartition(":")
     values: dict[str, Any] = {
@@ -113,6 +126,7 @@ def install(kubectl: Kubectl, images: dict[str, str], key: str, database: str) -
         "createJobNamespaces": False,
         # The chart's claim needs a StorageClass, which the local cluster has none of.
         "database": {"persistence": {"enabled": kubectl.cluster.kind != "local"}},
+        **more,
     }
     moved = False
     if database:
