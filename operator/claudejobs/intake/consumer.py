@@ -33,6 +33,9 @@ IN_FLIGHT = 32
 POLL_SECONDS = 5.0
 """How long a queue that seemed empty is left alone when nothing is heard of it."""
 
+RETRY_SECONDS = 30.0
+"""Longest time after which what could not be done is tried again; it grows from sweep to sweep."""
+
 TELL_SECONDS = 0.5
 """Least time between two reports of progress."""
 
@@ -67,6 +70,7 @@ class Consumer:
         self._begun: set[QueueJob] = set()
         self._due: set[QueueJob] = set()
         self._swept = False
+        self._troubled = 0
         self._fetch_now = asyncio.Event()
         self._sweep_now = asyncio.Event()
         self._tell_now = asyncio.Event()
@@ -204,9 +208,9 @@ class Consumer:
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         for failure in failures:
             self._note(failure)
+        self._troubled = self._troubled + 1 if failures else 0
         if failures:
-            await asyncio.sleep(1.0)
-            self._sweep_now.set()
+            asyncio.get_running_loop().call_later(min(2.0**self._troubled, RETRY_SECONDS), self._sweep_now.set)
 
     async def _fetch(self) -> None:
         """Take queue jobs while there is room for them."""
@@ -249,7 +253,7 @@ class Consumer:
                 await work
             except Exception as error:
                 self._note(error)
-                self._sweep_now.set()
+                asyncio.get_running_loop().call_later(1.0, self._sweep_now.set)
             finally:
                 self._flying.pop(identity.id, None)
 

@@ -52,7 +52,9 @@ class Handler:
             case Step.FAIL_CANCELLED:
                 await self._bull.fail(identity, "cancelled: before it ran")
             case Step.FAIL_DELETED:
-                await self._bull.fail(identity, "cancelled: its ClaudeCodeJob was deleted")
+                # The view of things may lack a job whose status it cannot read: only the API server knows.
+                if not await self._resources.exists(self.view, identity):
+                    await self._bull.fail(identity, "cancelled: its ClaudeCodeJob was deleted")
             case _:
                 assert job is not None
                 await self._do_with(step, identity, job)

@@ -80,7 +80,7 @@ class Resources:
         except ApiError as error:
             if error.status == 409 and error.reason == "AlreadyExists":
                 made = await self._adopt(view, fetched.identity)
-            elif error.status in (400, 422):
+            elif error.status in (400, 413, 422):
                 raise Refused(f"the API server refuses the job: {error.message}") from error
             else:
                 raise
@@ -100,6 +100,10 @@ class Resources:
         """The whole resource, with the answer that views do not hold; ``None`` when it is gone."""
         found = await self._client.get(jobs_path(job.namespace, job.name))
         return found if found and found["metadata"]["uid"] == job.uid else None
+
+    async def exists(self, view: QueueView, identity: QueueJob) -> bool:
+        """Whether the API server has the resource of this run."""
+        return await self._client.get(jobs_path(view.target, identity.resource_name)) is not None
 
     async def cancel(self, job: JobView) -> None:
         """Ask for the end of a job."""

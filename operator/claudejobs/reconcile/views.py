@@ -117,7 +117,7 @@ class JobView:
             spec=spec.model_copy(update={"prompt": "", "arguments": {}, "env": [], "claude": claude}),
             status=status,
             invalid=invalid,
-            queue_job=QueueJob.parse(annotations.get(QUEUE_JOB_ANNOTATION)),
+            queue_job=_queue_job(annotations.get(QUEUE_JOB_ANNOTATION), meta["name"]),
             queue_job_lost=QUEUE_JOB_LOST_ANNOTATION in annotations,
         )
 
@@ -216,6 +216,12 @@ class PodView:
             message=waiting.get("message") or status.get("message") or (not result and ended.get("message")) or "",
             result=result,
         )
+
+
+def _queue_job(annotation: str | None, name: str) -> QueueJob | None:
+    """The queue job that a resource of this name was made for; a copy of the annotation elsewhere means nothing."""
+    found = QueueJob.parse(annotation)
+    return found if found and found.resource_name == name else None
 
 
 TAIL_LINES = 10
