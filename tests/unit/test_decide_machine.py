@@ -56,6 +56,8 @@ ENDS = [
 
 SELDOM = st.sampled_from([False, False, False, True])
 WHICH = st.sampled_from([False, False, False, True])
+NEIGHBOUR = st.sampled_from(["first", "second"])
+PHASE = st.sampled_from(["Completed", "Completed", "Running", "Failed", "Cancelled"])
 
 CUTS = ["none", "crash-before", "crash-after", "error-before", "error-after"]
 
@@ -71,10 +73,21 @@ class JobMachine(RuleBasedStateMachine):
         attempts=st.sampled_from([None, 1, 2]),
         delay=st.sampled_from([0, 10]),
         ttl=st.sampled_from([None, None, 0, 30]),
+        deadline=st.sampled_from([None, None, 20, 100]),
+        depends_on=st.sampled_from([[], [], ["first"], ["first", "second"]]),
+        ready=st.booleans(),
         hindrance=st.sampled_from([None, None, None, *HINDRANCES]),
     )
     def apply_job(
-        self, budget: float | None, attempts: int | None, delay: int, ttl: int | None, hindrance: tuple[str, str] | None
+        self,
+        budget: float | None,
+        attempts: int | None,
+        delay: int,
+        ttl: int | None,
+        deadline: int | None,
+        depends_on: list[str],
+        ready: bool,
+        hindrance: tuple[str, str] | None,
     ) -> None:
         spec: Json = {"retry": {"backoff": {"delaySeconds": delay}}, "terminationGracePeriodSeconds": 5}
         if attempts:
@@ -83,8 +96,14 @@ class JobMachine(RuleBasedStateMachine):
             spec["claude"] = {"maxBudgetUSD": budget}
         if ttl is not None:
             spec["ttlSecondsAfterFinished"] = ttl
+        if deadline:
+            spec["activeDeadlineSeconds"] = deadline
+        if depends_on:
+            spec["dependsOn"] = depends_on
         self.world = World(SETTINGS, spec, self.decide)
         self.world.hindrance = hindrance
+        for name in depends_on if ready else []:
+            self.world.neighbour(name, "Completed")
 
     # The operator.
 
@@ -185,6 +204,21 @@ class JobMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.world.pass_time(seconds)
 
+    @precondition(lambda self: self.world.job and "activeDeadlineSeconds" in self.world.job["spec"])
+    @rule()
+    def agent_never_ends(self) -> None:
+        self.world.endless = True
+
+    @precondition(lambda self: self.world.job and self.world.job["spec"].get("dependsOn"))
+    @rule(name=NEIGHBOUR, phase=PHASE, depends_on=st.sampled_from([[], [], ["job"], ["second"]]))
+    def neighbour_gets_on(self, name: str, phase: str, depends_on: list[str]) -> None:
+        self.world.neighbour(name, phase, depends_on)
+
+    @precondition(lambda self: self.world.api.neighbours)
+    @rule(name=NEIGHBOUR)
+    def neighbour_is_deleted(self, name: str) -> None:
+        self.world.remove_neighbour(name)
+
     @rule(admitted=st.booleans())
     def slots_change(self, admitted: bool) -> None:
         self.world.admitted = admitted
@@ -199,6 +233,12 @@ class JobMachine(RuleBasedStateMachine):
     @rule(value=SELDOM)
     def suspend(self, value: bool) -> None:
         self.world.set_spec(suspend=value)
+
+    @precondition(lambda self: self.world.job and self.world.job["spec"].get("rerun", 0) < 2)
+    @rule(sure=SELDOM)
+    def rerun(self, sure: bool) -> None:
+        if sure:
+            self.world.rerun()
 
     @precondition(lambda self: self.world.api.pods)
     @rule(oldest=WHICH, force=st.booleans())
@@ -220,7 +260,10 @@ class JobMachine(RuleBasedStateMachine):
             assert len(live) <= 1, f"pods {[p.attempt for p in live]} run at the same time"
 
     def teardown(self) -> None:
-        """The world turns calm: the job comes to rest, and then, with nothing in its way, to its end."""
+        """The world turns calm: the job comes to rest, and then, with nothing in its way, to its end.
+
+        An agent that never ends then has a deadline as its only end; and no pod outlives the job's end.
+        """
         if not hasattr(self, "world"):
             return
         world = self.world
@@ -230,8 +273,12 @@ class JobMachine(RuleBasedStateMachine):
             return
         world.admitted = True
         world.set_spec(suspend=False)
+        for name in world.job["spec"].get("dependsOn", []):
+            if name not in world.api.neighbours or world.api.neighbours[name]["status"]["phase"] == "Running":
+                world.neighbour(name, "Completed")
         world.calm()
         assert world.job is None or world.status.phase.terminal, f"does not end: {self._situation()}"
+        assert world.at_rest(), f"does not rest at its end: {self._situation()}"
 
     def _pod(self, oldest: bool) -> Json:
         return list(self.world.api.pods.values())[0 if oldest else -1]

@@ -285,7 +285,7 @@ class Controller:
             return
         backing_off = status.next_attempt_time is not None and status.next_attempt_time > datetime.now(UTC)
         phases = self._cache.dependencies_of(job).values()
-        depending = any(phase is not Phase.COMPLETED for phase in phases)
+        depending = not status.attempts and any(phase is not Phase.COMPLETED for phase in phases)
         if status.phase.terminal or resting or backing_off or depending:
             freed = self._admission.release(key)
         else:

@@ -167,7 +167,7 @@ def _between_attempts(seen: Seen, status: JobStatus, settings: Settings) -> Deci
         wait = min(wait, _time_left(seen, status))
         return Decision(status=report.waiting(status, Phase.BACKOFF, reason, text), after=wait)
     hopeless = _overdue(seen, status) or _budget_spent(status, job) or _too_many_attempts(status)
-    hopeless = hopeless or _dependency_failed(seen)
+    hopeless = hopeless or _dependency_failed(seen, status)
     if hopeless:
         return Decision(status=report.finished(status, Phase.FAILED, hopeless, job, now))
     alive = next((p for p in seen.pods if not p.terminated), None)
@@ -175,7 +175,7 @@ def _between_attempts(seen: Seen, status: JobStatus, settings: Settings) -> Deci
         text = f"waits for pod {alive.name} of attempt {alive.attempt} to go"
         return Decision(status=report.waiting(status, Phase.BACKOFF, "PodDeleting", text))
     unmet = [name for name, phase in seen.dependencies.items() if phase is not Phase.COMPLETED]
-    if unmet:
+    if unmet and not status.attempts:
         text = f"waits for {', '.join(unmet[:5])}{' and others' if len(unmet) > 5 else ''} to complete (spec.dependsOn)"
         return Decision(status=report.waiting(status, Phase.PENDING, "Dependencies", text))
     if not seen.admitted:
@@ -306,8 +306,10 @@ def _overdue(seen: Seen, status: JobStatus) -> Ending | None:
     return Ending(Category.TIMEOUT, text)
 
 
-def _dependency_failed(seen: Seen) -> Ending | None:
+def _dependency_failed(seen: Seen, status: JobStatus) -> Ending | None:
     """The end of a job that can never start, because one that it depends on did not complete, or depends on it."""
+    if status.attempts:
+        return None  # all had completed when it first ran; since then they may have been deleted, or made anew
     if seen.cycle:
         return Ending(Category.DEPENDENCY, f"spec.dependsOn goes round in a circle: {' -> '.join(seen.cycle)}")
     for name, phase in seen.dependencies.items():

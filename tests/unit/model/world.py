@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from math import inf
 from typing import Any, Literal, TypeVar, cast
 
+from claudejobs.api.base import KIND
 from claudejobs.api.events import RunnerResult, parse_result
 from claudejobs.api.process_state import ProcessState, process_id
 from claudejobs.api.status import JobStatus, Phase
@@ -88,12 +90,13 @@ KILLED = End(137)
 
 
 class ApiServer:
-    """Holds the job and its pods, tells of every change, and refuses stale writes."""
+    """Holds the job, its pods and the jobs beside it, tells of every change, and refuses stale writes."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._revision = 1000
         self.job: Json | None = None
+        self.neighbours: dict[str, Json] = {}
         self.pods: dict[str, Json] = {}
         self.job_events: list[tuple[str, Json]] = []
         self.pod_events: list[tuple[str, Json]] = []
@@ -176,7 +179,7 @@ class ApiServer:
         """Give an object its next version, and tell the watchers."""
         self._revision += 1
         obj["metadata"]["resourceVersion"] = str(self._revision)
-        events = self.job_events if obj is self.job else self.pod_events
+        events = self.job_events if obj["kind"] == KIND else self.pod_events
         events.append((event, copy.deepcopy(obj)))
         return obj
 
@@ -206,7 +209,7 @@ class ApiServer:
         for pod in list(self.pods.values()):
             self.delete_pod(pod)
 
-    # What must hold.
+    # What must hold. Bounds and deadline count from the last rerun.
 
     def _check_creation(self, number: int) -> None:
         world, job = self._world, self.job
@@ -218,10 +221,16 @@ class ApiServer:
         others = [p for p in world.processes.values() if p.state != "ended" and not p.excused]
         assert not others, f"pod {number} was made while pod {others[0].attempt} may still run"
         status = JobStatus.model_validate(job.get("status", {}))
+        assert world.admitted, "a pod was made without a slot"
+        assert world.time_left() > 0, "a pod was made after the deadline"
+        unmet = set(known.spec.depends_on) - world.completed
+        assert not unmet, f"a pod was made before {unmet} completed"
         assert not status.phase.terminal, "a pod was made for a job at its end"
         assert status.open_attempt is None, f"pod {number} was made while attempt {status.attempt} is open"
         assert number == status.attempt + 1, f"pod {number} follows attempt {status.attempt}"
-        counted = number - sum(a.outcome == "suspended" for a in status.attempts)
+        forgiven = status.attempts_forgiven
+        suspended = sum(a.outcome == "suspended" for a in status.attempts[forgiven:])
+        counted = number - forgiven - suspended
         assert counted <= world.most_attempts, f"{counted} attempts were made, {world.most_attempts} are allowed"
 
     def _check_status(self, old: Json, new: Json) -> None:
@@ -245,9 +254,27 @@ class ApiServer:
         if status.phase.terminal:
             assert not status.open_attempt, "the job is at its end, its attempt is not"
             assert status.completion_time, "the job is at its end without a completionTime"
-        if old.get("phase") in ("Completed", "Failed", "Cancelled"):
+        if status.phase is Phase.FAILED and status.reason == "dependency":
+            assert not status.attempts, "its dependencies had completed before it ran"
+            assert self._world.hopeless, "no dependency has failed, and none goes in a circle"
+        before_status = JobStatus.model_validate(old)
+        if before_status.phase.terminal and before_status.rerun != status.rerun:
+            self._check_rerun(before_status, status)
+        elif before_status.phase.terminal:
             for name in ("phase", "completionTime", "attempts"):
                 assert old.get(name) == new.get(name), f"{name} changed after the job's end"
+        else:
+            for name in ("rerun", "attemptsForgiven"):
+                assert old.get(name, 0) == new.get(name, 0), f"{name} changed before the job's end"
+
+    def _check_rerun(self, old: JobStatus, new: JobStatus) -> None:
+        assert self.job is not None
+        assert old.phase is Phase.FAILED, f"a job that has {old.phase} runs again"
+        asked = self.job["spec"].get("rerun", 0)
+        assert old.rerun < new.rerun <= asked, f"rerun {new.rerun} follows {old.rerun}, and {asked} is asked for"
+        assert not new.phase.terminal, "a rerun ended as it began"
+        assert new.attempts == old.attempts, "a rerun changed what was"
+        assert new.attempts_forgiven == old.attempt, "a rerun does not count anew"
 
 
 class Operator:
@@ -283,14 +310,16 @@ class Operator:
     def list_jobs(self) -> None:
         """List the jobs, and mirror what they say of all their attempts."""
         api = self._world.api
-        if api.job is not None:
-            self.cache.put_job(copy.deepcopy(api.job))
-        held = self.cache.jobs.get(KEY)
-        if held and api.job is None:
-            self.cache.drop_job(KEY, held.uid)
-        for job in self.cache.jobs.values():
-            for row in rows_of(job):
-                self._world.mirror(row)
+        there = [*([api.job] if api.job else []), *api.neighbours.values()]
+        for obj in there:
+            self.cache.put_job(copy.deepcopy(obj))
+        uids = {obj["metadata"]["uid"] for obj in there}
+        for held in list(self.cache.jobs.values()):
+            if held.uid not in uids:
+                self.cache.drop_job(held.key, held.uid)
+        job = self.cache.jobs.get(KEY)
+        for row in rows_of(job) if job else []:
+            self._world.mirror(row)
 
     def hear(self, jobs: int = 10**9, pods: int = 10**9) -> None:
         """Get that many of the events that are on their way."""
@@ -298,7 +327,7 @@ class Operator:
         for event, obj in api.job_events[self._jobs_heard : self._jobs_heard + jobs]:
             self._jobs_heard += 1
             if event == "DELETED":
-                self.cache.drop_job(KEY, obj["metadata"]["uid"])
+                self.cache.drop_job((obj["metadata"]["namespace"], obj["metadata"]["name"]), obj["metadata"]["uid"])
             else:
                 self.cache.put_job(obj)
         for event, obj in api.pod_events[self._pods_heard : self._pods_heard + pods]:
@@ -325,7 +354,16 @@ class Operator:
         pods = self.cache.pods_of(job)
         newest = max([job.status.attempt, *(pod.attempt for pod in pods)])
         live = self._live.get(process_id(job.uid, newest))
-        seen = Seen(job, pods, live, self._world.admitted, "waits for a slot", self._world.now)
+        seen = Seen(
+            job=job,
+            pods=pods,
+            live=live,
+            admitted=self._world.admitted,
+            waiting_message="waits for a slot",
+            now=self._world.now,
+            dependencies=self.cache.dependencies_of(job),
+            cycle=self.cache.cycle_of(job),
+        )
         decision = self._world.decide(seen, self._world.settings)
         assert decision == self._world.decide(seen, self._world.settings), "the same view, and another decision"
         try:
@@ -343,7 +381,15 @@ class Operator:
 
 
 class World:
-    """Everything at once. Its methods are what may happen."""
+    """Everything at once. Its methods are what may happen.
+
+    Attributes:
+        admitted: whether there is a slot for the job.
+        hindrance: what keeps every container from starting: reason and message.
+        endless: the agent works until it is told to stop.
+        completed: names of the jobs beside it that have ever completed.
+        hopeless: a job that this one depends on has failed or was cancelled, or depended on it, at some time.
+    """
 
     def __init__(self, settings: Settings, spec: Json | None = None, decide: Decide = decide) -> None:
         self.settings = settings
@@ -351,8 +397,13 @@ class World:
         self.now = NOW
         self.admitted = True
         self.hindrance: tuple[str, str] | None = None
+        self.endless = False
+        self.completed: set[str] = set()
+        self.hopeless = False
         self.processes: dict[str, Process] = {}
         self.rows: dict[str, ProcessState] = {}
+        self._neighbours = 0
+        self._edges: set[tuple[str, str]] = set()
         self.api = ApiServer(self)
         self.api.job = job_object(spec, creationTimestamp=stamp(self.now))
         self.api.changed(self.api.job, "ADDED")
@@ -389,7 +440,7 @@ class World:
         old = self.rows.get(row.process_id)
         if old:
             assert row.status.rank >= old.status.rank, f"row {row.process_id}: {old.status} became {row.status}"
-            if old.status.terminal:
+            if old.status.terminal and row.attempt:  # 0 is a job that never ran: the store keeps its first ending
                 assert row.status == old.status, f"row {row.process_id}: {old.status} became {row.status}"
                 assert row.end_time == old.end_time, f"row {row.process_id} ended twice"
         self.rows[row.process_id] = row
@@ -485,6 +536,43 @@ class World:
             self.job["metadata"]["generation"] += 1
             self.api.changed(self.job)
 
+    def rerun(self) -> None:
+        """Ask for another run, whatever the job does now."""
+        if self.job is not None:
+            self.set_spec(rerun=self.job["spec"].get("rerun", 0) + 1)
+
+    def neighbour(self, name: str, phase: str, depends_on: Sequence[str] = ()) -> None:
+        """Another job is made (with what it depends on), or gets to that phase."""
+        obj = self.api.neighbours.get(name)
+        event = "MODIFIED" if obj else "ADDED"
+        if obj is None:
+            self._neighbours += 1
+            obj = job_object({"dependsOn": list(depends_on)}, name=name, uid=f"neighbour-{self._neighbours}")
+            self.api.neighbours[name] = obj
+        obj["status"] = {"phase": phase}
+        if phase == "Completed":
+            self.completed.add(name)
+        if self.job:
+            wanted = self.job["spec"].get("dependsOn", [])
+            self._edges |= {(name, other) for other in obj["spec"]["dependsOn"]}
+            self.hopeless |= name in wanted and phase in ("Failed", "Cancelled")
+            self.hopeless |= any(self._reaches(other, KEY[1]) for other in wanted)
+        self.api.changed(obj, event)
+
+    def _reaches(self, name: str, goal: str) -> bool:
+        """Whether a job ever depended on another, directly or not."""
+        reached, before = {name}, set[str]()
+        while reached != before:
+            before = set(reached)
+            reached |= {wanted for dependent, wanted in self._edges if dependent in before}
+        return goal in reached
+
+    def remove_neighbour(self, name: str) -> None:
+        """Another job is deleted."""
+        obj = self.api.neighbours.pop(name, None)
+        if obj:
+            self.api.changed(obj, "DELETED")
+
     def delete_by_hand(self, pod: Json, force: bool) -> None:
         if force:
             self.process(pod).excused = True
@@ -492,6 +580,13 @@ class World:
 
     def pass_time(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
+
+    def time_left(self) -> float:
+        """Seconds until the job's deadline, by what its status says; infinite when nothing sets an end."""
+        deadline = self.job["spec"].get("activeDeadlineSeconds") if self.job else None
+        if deadline is None or self.status.start_time is None:
+            return inf
+        return (self.status.start_time + timedelta(seconds=deadline) - self.now).total_seconds()
 
     # Calm.
 
@@ -523,7 +618,8 @@ class World:
             else:
                 self.start(pod)
         elif process.state == "running":
-            self.end(pod, STOPPED if deleted else end)
+            if deleted or not self.endless:
+                self.end(pod, STOPPED if deleted else end)
         else:
             self.settle(pod)
 
@@ -544,12 +640,19 @@ class World:
             return True
         status, spec = self.status, self.job["spec"]
         if status.phase.terminal:
-            return True
+            return not (status.phase is Phase.FAILED and spec.get("rerun", 0) > status.rerun)
         if spec.get("cancel"):
             return False
         if spec.get("suspend"):
             return status.phase is Phase.SUSPENDED and status.reason == "Suspended"
+        if status.start_time and "activeDeadlineSeconds" in spec:
+            return False
+        if status.phase is Phase.PENDING and status.reason == "Dependencies":
+            return not status.attempts and not set(spec["dependsOn"]) <= self._now_completed()
         return not self.admitted and status.phase is Phase.QUEUED and status.reason == "ConcurrencyLimit"
+
+    def _now_completed(self) -> set[str]:
+        return {name for name, obj in self.api.neighbours.items() if obj["status"]["phase"] == "Completed"}
 
 
 def finish(work: Coroutine[Any, Any, T]) -> T:
