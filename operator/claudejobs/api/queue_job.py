@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from .base import GROUP, MAX_JOB_NAME
@@ -43,7 +44,7 @@ class QueueJob:
     finishes: int = 0
     deliveries: int = 0
 
-    @property
+    @cached_property
     def resource_name(self) -> str:
         """Name of the ClaudeCodeJob: readable at its start, unique by its end."""
         digest = hashlib.sha256(self.annotation().encode()).hexdigest()[:12]

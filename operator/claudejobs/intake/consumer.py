@@ -16,7 +16,7 @@ from claudejobs.api.queue_job import QueueJob
 from claudejobs.kube.client import ApiError
 from claudejobs.reconcile.views import JobView, LiveReport
 
-from .bull import UNAVAILABLE, BullQueue, NotHeld, Snapshot, run_id
+from .bull import UNAVAILABLE, BullQueue, Fetched, NotHeld, Snapshot, run_id
 from .connection import Client
 from .handling import Handler
 from .listener import listen
@@ -68,6 +68,7 @@ class Consumer:
         self._handler = Handler(view, self._bull, self._reports, resources)
         self._flying: dict[str, asyncio.Task[None]] = {}
         self._begun: set[QueueJob] = set()
+        self._unborn: set[QueueJob] = set()  # held, and without a resource so far
         self._due: set[QueueJob] = set()
         self._swept = False
         self._troubled = 0
@@ -160,6 +161,7 @@ class Consumer:
         self._back()
         held = frozenset(one.identity for one in active if one.lock is Lock.OURS)
         self.held, self._begun = held, self._begun - held
+        self._unborn &= held | self._begun
         work = self._plan_held(active) + await self._plan_absent(active, data_lost=current != remembered)
         await self._carry_out(work)
         snapshot = await self._bull.snapshot()
@@ -201,8 +203,11 @@ class Consumer:
 
         async def one(steps: Sequence[Step], identity: QueueJob, job: JobView | None) -> None:
             async with slots:
+                if Step.CREATE in steps:
+                    self._unborn.add(identity)
                 for step in steps:
                     await self._handler.do(step, identity, job)
+                self._unborn.discard(identity)
 
         outcomes = await asyncio.gather(*(one(*each) for each in work if each[0]), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
@@ -220,8 +225,13 @@ class Consumer:
             if fetched is None:
                 break
             self._begun.add(fetched.identity)
-            await self._fly(fetched.identity, self._handler.begin(fetched))
+            self._unborn.add(fetched.identity)
+            await self._fly(fetched.identity, self._begin(fetched))
         await _wait(self._fetch_now, POLL_SECONDS)
+
+    async def _begin(self, fetched: Fetched) -> None:
+        await self._handler.begin(fetched)
+        self._unborn.discard(fetched.identity)
 
     def _may_fetch(self) -> bool:
         # Not before the first sweep: what was fetched before a crash comes first, and Redis is known to answer.
@@ -229,7 +239,7 @@ class Consumer:
 
     def _budget(self) -> int:
         free, waiting = self._room(self.view.target)
-        return fetch_budget(free, self.view.spec.look_ahead, waiting + len(self._flying))
+        return fetch_budget(free, self.view.spec.look_ahead, waiting + len(self._unborn))
 
     async def _tell(self) -> None:
         """Send progress and log lines, and the ends of jobs."""
