@@ -10,10 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 from contextlib import AsyncExitStack, suppress
-
-from pythonjsonlogger.json import JsonFormatter
 
 from claudejobs import __version__
 from claudejobs.health import HealthServer
@@ -22,27 +19,11 @@ from claudejobs.kube.client import ApiError, KubeClient
 from claudejobs.kube.controller import Controller
 from claudejobs.kube.lease import Election, new_identity
 from claudejobs.kube.watch import Watch
+from claudejobs.logs import configure_logging
 from claudejobs.settings import Settings
 from claudejobs.store import Store
 
 logger = logging.getLogger(__name__)
-
-
-def configure_logging(level: str) -> None:
-    """One JSON object per line on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonFormatter(
-            "%(asctime)s %(levelname)s %(name)s %(message)s",
-            rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
-            datefmt="%Y-%m-%dT%H:%M:%S%z",
-        )
-    )
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("kopf", "aiohttp.access", "aiosqlite", "asyncio", "alembic", "redis"):
-        logging.getLogger(chatty).setLevel(max(logging.getLevelName(level), logging.WARNING))
-    # It warns that it gets no signals in its thread, which is what is wanted.
-    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
 
 
 async def run_operator(settings: Settings, stop: asyncio.Event) -> int:

@@ -79,6 +79,12 @@ class Settings(BaseSettings):
     model_base_url: str | None = Field(
         None, pattern=r"^https?://", description="ANTHROPIC_BASE_URL of the jobs; empty means the public API."
     )
+    model_gateway_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="The model gateway, which holds the model API's key: jobs get tokens of their own for it, and "
+        "CREDENTIALS_SECRET, MODEL_BASE_URL and spec.credentialsSecretRef are not used. Empty: jobs hold the key.",
+    )
     default_model: str | None = Field(None, description="Model of jobs that name none; empty means the SDK's.")
     default_cpu_request: Quantity = Field("250m", description="CPU request of a job's pod.")
     default_cpu_limit: Quantity = Field("2", description="CPU limit of a job's pod.")
@@ -207,15 +213,19 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            raise SettingsError("\n".join(_explain(dict(e)) for e in error.errors())) from None
+            raise SettingsError("\n".join(explain(dict(e), cls) for e in error.errors())) from None
 
 
-def _explain(error: dict[str, object]) -> str:
+def explain(error: dict[str, object], settings: type[BaseSettings]) -> str:
+    """One error of a model of settings, in a line that names the variable."""
     path = error["loc"]
-    name = str(path[0]).upper() if isinstance(path, tuple) and path else ""
-    if not name:
+    field = str(path[0]) if isinstance(path, tuple) and path else ""
+    if not field:
         return str(error["msg"]).removeprefix("Value error, ")
+    prefix = settings.model_config.get("env_prefix", "")
+    field = field.lower().removeprefix(prefix.lower())
+    name = prefix + field.upper()
     secret = any(part in name for part in ("PASSWORD", "URL"))
     came = "" if secret else f" {error['input']!r} is not valid:"
     told = str(error["msg"]).removeprefix("Value error, ")
-    return f"{name}:{came} {told}. {Settings.model_fields[name.lower()].description}"
+    return f"{name}:{came} {told}. {settings.model_fields[field].description}"

@@ -37,6 +37,18 @@ STATE_DIR = f"{WORKSPACE_DIR}/.claude-job"
 CHECKOUT_NOTE = "checkout.txt"
 """File in ``STATE_DIR`` in which the checkout tells the runner what it did; the runner makes it a notice."""
 
+GATEWAY_AUDIENCE = "claudejobs-gateway"
+"""Audience of the tokens with which jobs' pods call the model gateway."""
+
+TOKEN_DIR = "/var/run/claudejobs"  # noqa: S105 - a path
+"""Folder in the runner's container where that token is mounted."""
+
+TOKEN_FILE_VARIABLE = "CLAUDEJOBS_TOKEN_FILE"  # noqa: S105 - a name
+"""Tells the runner the token's file; unset where the container has the model API's key itself."""
+
+BUDGET_SPENT = "spec.claude.maxBudgetUSD is spent"
+"""Part of the gateway's message, by which the runner tells this refusal from other bad requests."""
+
 GIT_USERNAME_VARIABLE = "CLAUDEJOBS_GIT_USERNAME"
 GIT_PASSWORD_VARIABLE = "CLAUDEJOBS_GIT_PASSWORD"  # noqa: S105 - a name
 GIT_SSH_KEY_VARIABLE = "CLAUDEJOBS_GIT_SSH_KEY"

@@ -23,7 +23,7 @@ from claude_agent_sdk import (
 )
 
 from claudejobs.api.categories import Category
-from claudejobs.api.events import Outcome
+from claudejobs.api.events import BUDGET_SPENT, Outcome
 
 ABORTED = frozenset({"aborted_tools", "aborted_streaming"})
 NO_CONVERSATION = "No conversation found"
@@ -230,6 +230,8 @@ def _category_of_status(status: int, text: str) -> Category:
         return known
     if status >= 500:
         return Category.OVERLOADED
+    if BUDGET_SPENT in text:
+        return Category.BUDGET_EXCEEDED
     if "prompt is too long" in text.lower():
         return Category.CONTEXT_OVERFLOW
     if "credit balance" in text.lower():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -11,7 +13,7 @@ from typing import Any, cast, get_args
 from claude_agent_sdk import AgentDefinition, ClaudeAgentOptions, EffortLevel, PermissionMode, SettingSource
 from claude_agent_sdk.types import SystemPromptPreset
 
-from claudejobs.api.events import ClaudeOptions, RunnerInput
+from claudejobs.api.events import TOKEN_FILE_VARIABLE, ClaudeOptions, RunnerInput
 
 MAX_BUFFER_BYTES = 32 * 1024 * 1024
 """Longest line taken from the CLI. The SDK's 1 MiB ends the run over one large tool result."""
@@ -83,8 +85,16 @@ def build_options(
         resume=session_id if process.resume else None,
         session_id=None if process.resume else session_id,
         env=build_env(job.env, environ, config_dir),
+        settings=_settings(environ),
         stderr=stderr,
     )
+
+
+def _settings(environ: Mapping[str, str]) -> str | None:
+    """The gateway's token is read from its file by the CLI, now and then anew: the kubelet may renew it, and no tool
+    finds it in its environment."""
+    path = environ.get(TOKEN_FILE_VARIABLE)
+    return json.dumps({"apiKeyHelper": f"cat {shlex.quote(path)}"}) if path else None
 
 
 def build_env(job_env: Mapping[str, str], environ: Mapping[str, str], config_dir: Path) -> dict[str, str]:
@@ -97,6 +107,8 @@ def build_env(job_env: Mapping[str, str], environ: Mapping[str, str], config_dir
         "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
         # Tools are described up front unless there are very many, so that the task list is used.
         "ENABLE_TOOL_SEARCH": "auto",
+        # How often the token's file is read. The kubelet renews a token minutes before its end at the least.
+        "CLAUDE_CODE_API_KEY_HELPER_TTL_MS": "60000",
     }
     reserved = {
         # All of the agent's state is on the workspace volume: what makes a session resumable.

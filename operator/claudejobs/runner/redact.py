@@ -7,11 +7,13 @@ tell a secret to the world can write it in a form that nobody expects, or send i
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from claudejobs.api.events import RunnerResult
+from claudejobs.api.events import TOKEN_FILE_VARIABLE, RunnerResult
 
 MASK = "***"
 
@@ -43,10 +45,15 @@ class Redactor:
 
     @classmethod
     def of_environment(cls, environ: Mapping[str, str], names: Iterable[str] = SECRET_VARIABLES) -> Redactor:
-        """Redacts the values of these variables, and of those that ``FURTHER_VARIABLE`` names."""
+        """Redacts the values of these variables, of those that ``FURTHER_VARIABLE`` names, and the gateway's token as
+        it is now. One that the kubelet renews later is not known; it ends with the pod."""
         further = [name.strip() for name in environ.get(FURTHER_VARIABLE, "").split(",")]
+        values = [environ.get(name, "") for name in (*names, *further)]
+        if path := environ.get(TOKEN_FILE_VARIABLE):
+            with contextlib.suppress(OSError):  # the agent will say what is wrong with it
+                values.append(Path(path).read_text(errors="replace"))
         # A Secret made from a file often ends with a line feed, which the secret in use does not have.
-        return cls(environ.get(name, "").strip() for name in (*names, *further))
+        return cls(value.strip() for value in values)
 
     def __call__(self, text: str) -> str:
         """The text without secrets."""
