@@ -28,6 +28,9 @@ from claudejobs.reconcile.views import MANAGED_BY_LABEL, MANAGER
 PAGE = 500
 """Objects in one page of a list."""
 
+WATCH_SECONDS = 240
+"""How long one request of a watch lasts. A connection that died without a word is noticed by then."""
+
 POD_SELECTOR = f"{MANAGED_BY_LABEL}={MANAGER}"
 
 MERGE_PATCH = "application/merge-patch+json"
@@ -73,6 +76,11 @@ def pods_path(namespace: str | None, name: str | None = None, subresource: str =
     scope = f"/namespaces/{namespace}" if namespace else ""
     tail = (f"/{name}" if name else "") + (f"/{subresource}" if subresource else "")
     return f"/api/v1{scope}/pods{tail}"
+
+
+def claims_path(namespace: str, name: str | None = None) -> str:
+    """Path of the PersistentVolumeClaims of a namespace, or of one."""
+    return f"/api/v1/namespaces/{namespace}/persistentvolumeclaims" + (f"/{name}" if name else "")
 
 
 def leases_path(namespace: str) -> str:
@@ -220,6 +228,34 @@ class KubeClient:
                 return
             params["continue"] = token
             await asyncio.sleep(0)
+
+    async def watch(self, path: str, selector: str, version: str) -> AsyncIterator[dict[str, Any]]:
+        """Events of a collection after a version of it, bookmarks included; ends when the server ends it.
+
+        Raises:
+            ApiError: also 410 (Expired) when the server does not know any more what came after that version.
+        """
+        params = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true"}
+        params |= {"timeoutSeconds": str(WATCH_SECONDS)} | ({"labelSelector": selector} if selector else {})
+        timeout = aiohttp.ClientTimeout(total=WATCH_SECONDS + 30, sock_connect=10)
+        try:
+            async with self._session.get(
+                self._base + path, params=params, headers=await self._authorization(), timeout=timeout
+            ) as response:
+                if response.status >= 300:
+                    raise _api_error(response, await response.read())
+                buffer = bytearray()
+                async for chunk in response.content.iter_any():
+                    *lines, rest = (bytes(buffer) + chunk).split(b"\n") if b"\n" in chunk else (chunk,)
+                    buffer = bytearray(rest) if lines else buffer + rest
+                    for line in filter(None, lines):
+                        event: dict[str, Any] = json.loads(line)
+                        if event["type"] == "ERROR":
+                            status = event["object"]
+                            raise ApiError(status.get("code", 0), status.get("reason", ""), status.get("message", ""))
+                        yield event
+        except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError) as error:
+            raise ApiError(0, type(error).__name__, str(error) or "the watch was cut") from error
 
     async def patch_status(self, namespace: str, name: str, resource_version: str, status: dict[str, Any]) -> Any:
         """Replace a job's status, unless the job has changed since ``resource_version`` (ApiError 409).
