@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +15,7 @@ from localcluster import Cluster
 from tests.e2e.conftest import run
 from tests.support.kube import Namespace, unique, wait_for
 from tests.support.node import NodeError, NodeProcess
-from tests.support.operator import OperatorProcess, wait_rows
+from tests.support.operator import REPOSITORY, OperatorProcess, wait_rows
 from tests.support.redis import RedisServer
 
 PREFIX = "tm"
@@ -74,8 +78,6 @@ def data(command: str = "script: hello", **more: Any) -> dict[str, Any]:
 def jobs_of(namespace: Namespace, queue: dict[str, Any]) -> list[dict[str, Any]]:
     """The resources of a queue."""
     selector = f"claudecode.dev/queue={queue['queue']}"
-    import json  # noqa: PLC0415
-
     items: list[dict[str, Any]] = json.loads(namespace.kubectl("get", "ccj", "-l", selector, "-o", "json"))["items"]
     return items
 
@@ -151,6 +153,50 @@ def test_a_job_that_fails_goes_to_the_dead_letters(
         assert letter["logs"][0].startswith("billing: ")
 
 
+def test_dead_letters_are_sent_back(queue_namespace: Namespace, operator: OperatorProcess, server: RedisServer) -> None:
+    queue = make_queue(queue_namespace)
+    dead = {"queue": f"{queue['queue']}-dead-letter", "prefix": PREFIX}
+
+    def replay(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "claudejobs.cli.main", "replay", queue["queue"], "--prefix", PREFIX, *arguments],
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY / "operator"), "REDIS_URL": server.url()},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    with (
+        NodeProcess("producer.js", server) as producer,
+        NodeProcess("listener.js", server, queues=[queue]) as listener,
+    ):
+        payloads = {"kept": data("script: credit"), "removed": data("script: credit")}
+        for job_id, payload in payloads.items():
+            opts = {"jobId": job_id, "removeOnFail": job_id == "removed", "priority": 3}
+            producer.command("add", **queue, name="run", data=payload, opts=opts)
+        for job_id in payloads:
+            listener.wait_for_event("failed", jobId=job_id, timeout=120)
+        assert producer.command("getState", **queue, jobId="removed") == "unknown"
+        wait_for(lambda: producer.command("getJobCounts", **dead)["waiting"] == 2, "both are dead letters")
+
+        shown = replay("--dry-run")
+        assert shown.returncode == 0, shown.stderr
+        assert "retried as kept" in shown.stdout
+        assert "added again as removed" in shown.stdout
+        assert producer.command("getJobCounts", **dead)["waiting"] == 2
+
+        sent = replay()
+        assert sent.returncode == 0, sent.stderr
+        for job_id, payload in payloads.items():
+            listener.wait_for_event(lambda _, job_id=job_id: len(listener.named("failed", jobId=job_id)) == 2, 120)
+            again = [job for job in jobs_of(queue_namespace, queue) if job["spec"]["taskId"] == payload["taskId"]]
+            assert len(again) == 2
+            assert [job["spec"]["priority"] for job in again] == [-3, -3]
+        unknown = replay("--id", "nobody")
+        assert unknown.returncode == 1
+        assert "there is no such dead letter" in unknown.stdout
+
+
 def test_wrong_data_fails_at_once_with_the_field(
     queue_namespace: Namespace, operator: OperatorProcess, server: RedisServer
 ) -> None:
@@ -176,7 +222,7 @@ def test_wrong_data_fails_at_once_with_the_field(
 def test_a_job_is_cancelled_from_either_side(
     queue_namespace: Namespace, operator: OperatorProcess, server: RedisServer
 ) -> None:
-    queue = make_queue(queue_namespace)
+    queue = make_queue(queue_namespace, lockSeconds=12)  # an obliterated queue tells nobody: the next sweep notices
     with NodeProcess("producer.js", server) as producer:
         for job_id in ("event", "kubectl", "deleted", "obliterated"):
             producer.command("add", **queue, name="run", data=data("script: hang"), opts={"jobId": job_id})
@@ -185,8 +231,6 @@ def test_a_job_is_cancelled_from_either_side(
         def all_run() -> bool:
             for resource in jobs_of(queue_namespace, queue):
                 if resource.get("status", {}).get("phase") == "Running":
-                    import json  # noqa: PLC0415
-
                     identity = json.loads(resource["metadata"]["annotations"]["claudecode.dev/queue-job"])
                     names[identity["id"]] = resource["metadata"]["name"]
             return len(names) == 4
