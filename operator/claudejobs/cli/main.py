@@ -51,6 +51,17 @@ def operator() -> None:
 
 
 @main.command()
+def gateway() -> None:
+    """Run the model gateway, which holds the model API's key for the jobs. Settings: GATEWAY_*."""
+    from claudejobs.gateway import server, settings  # noqa: PLC0415 - the other commands need not load it
+
+    try:
+        sys.exit(server.main(settings.GatewaySettings.load()))
+    except (SettingsError, ApiError) as error:
+        raise _Failure(str(error)) from None
+
+
+@main.command()
 @click.argument("plural", required=False, type=click.Choice(sorted(definitions())))
 def crd(plural: str | None) -> None:
     """Print the CustomResourceDefinitions, or one of them."""

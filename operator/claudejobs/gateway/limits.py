@@ -99,10 +99,12 @@ class Closures:
 
     def answered(self, model: str, status: int, retry_after: str | None) -> None:
         """Take note of how the API answered a request that was let through."""
-        if status not in (429, 529):
-            self._closed.pop(model, None)
-            return
         closed = self._closed.get(model)
+        if status not in (429, 529):
+            # A good answer to a request from before the pause says nothing about the pause.
+            if closed and self._clock() >= closed.until:
+                del self._closed[model]
+            return
         refusals = closed.refusals + 1 if closed else 1
         asked = seconds_of(retry_after)
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(refusals - 1, 10)) if asked is None else asked
