@@ -116,7 +116,9 @@ def _namespace(name: str) -> dict[str, Any]:
 def install(kubectl: Kubectl, images: dict[str, str], key: str, database: str, more: dict[str, Any]) -> None:
     """Install the chart with ``more`` values, and the scripted model where there is no key."""
     kubectl.apply(_namespace(SYSTEM), _namespace(JOBS))
-    kubectl.apply(_secret(JOBS, "claude-credentials", {"ANTHROPIC_API_KEY": key or "key-of-no-use"}))
+    # The gateway's; no job's namespace has it, be it from a demo of former times.
+    kubectl("-n", JOBS, "delete", "secret", "claude-credentials", "--ignore-not-found")
+    kubectl.apply(_secret(SYSTEM, "claude-credentials", {"ANTHROPIC_API_KEY": key or "key-of-no-use"}))
     repository, _, tag = images["claudejobs-operator"].rpartition(":")
     values: dict[str, Any] = {
         "image": {"repository": repository, "tag": tag},
@@ -124,6 +126,7 @@ def install(kubectl: Kubectl, images: dict[str, str], key: str, database: str, m
         "watchNamespaces": [JOBS],
         "jobNamespaces": [JOBS],  # for its NetworkPolicy
         "createJobNamespaces": False,
+        "gateway": {"replicas": 1},  # of a small machine
         # The chart's claim needs a StorageClass, which the local cluster has none of.
         "database": {"persistence": {"enabled": kubectl.cluster.kind != "local"}},
         **more,
@@ -135,7 +138,7 @@ def install(kubectl: Kubectl, images: dict[str, str], key: str, database: str, m
     if not key:
         kubectl.apply(*scripted_model(images["claudejobs-operator"]))
         values["model"] = {"baseURL": f"http://{MODEL}.{SYSTEM}.svc:8080"}
-        values["networkPolicy"] = {"egress": [_egress_to_model()]}
+        values["networkPolicy"] = {"egress": []}
     chart = str(REPOSITORY / "charts" / "claudejobs")
     kubectl("apply", "--server-side", "--force-conflicts", "-f", str(REPOSITORY / "crds"))
     values["crds"] = {"enabled": False}  # applied above: the cluster's CRD may belong to a test run
@@ -146,14 +149,8 @@ def install(kubectl: Kubectl, images: dict[str, str], key: str, database: str, m
     kubectl.run("helm", *arguments, stdin=yaml.safe_dump(values))
     if moved:  # which no Deployment notices
         kubectl("-n", SYSTEM, "rollout", "restart", "deployment/claudejobs")
-    for deployment in ("claudejobs", *(() if key else (MODEL,))):
+    for deployment in ("claudejobs", "claudejobs-gateway", *(() if key else (MODEL,))):
         kubectl.roll_out(deployment)
-
-
-def _egress_to_model() -> dict[str, Any]:
-    namespace = {"matchLabels": {"kubernetes.io/metadata.name": SYSTEM}}
-    pods = {"matchLabels": {"app": MODEL}}
-    return {"to": [{"namespaceSelector": namespace, "podSelector": pods}], "ports": [{"protocol": "TCP", "port": 8080}]}
 
 
 def scripted_model(image: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from claudejobs.gateway.settings import GatewaySettings
 from localcluster import Cluster
 from tests.support.kube import Namespace
 from tests.support.operator import REPOSITORY
@@ -25,7 +26,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "claim that exists": {"database": {"persistence": {"existingClaim": "mine"}}},
     "watched namespaces": {"watchNamespaces": ["OWN"], "rbac": {"aggregateToDefaultRoles": False}},
     "job namespaces": {"jobNamespaces": ["OWN"], "createJobNamespaces": False},
+    "jobs hold the key": {"gateway": {"enabled": False}, "jobNamespaces": ["OWN"], "createJobNamespaces": False},
+    "gateway in watched namespaces": {"watchNamespaces": ["OWN"], "gateway": {"replicas": 1}},
     "all the rest": {
+        "gateway": {
+            "replicas": 3,
+            "credentialsKey": "TOKEN",
+            "keyScheme": "bearer",
+            "settings": {"GATEWAY_DRAIN_SECONDS": 5, "GATEWAY_PRICES": '{"m": {"input": 1, "output": 2}}'},
+        },
         "crds": {"keep": False},
         "imagePullSecrets": [{"name": "pull"}],
         "runner": {"pullPolicy": "Always"},
@@ -66,9 +75,13 @@ def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [obj for obj in objects if obj["kind"] == kind]
 
 
+def operator_of(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    (deployment,) = [d for d in of_kind(objects, "Deployment") if d["metadata"]["name"] == "release-claudejobs"]
+    return deployment
+
+
 def container(objects: list[dict[str, Any]]) -> dict[str, Any]:
-    (deployment,) = of_kind(objects, "Deployment")
-    (one,) = deployment["spec"]["template"]["spec"]["containers"]
+    (one,) = operator_of(objects)["spec"]["template"]["spec"]["containers"]
     return dict(one)
 
 
@@ -121,7 +134,7 @@ def test_the_crd_is_that_of_the_models_and_survives_the_chart(own_namespace: Nam
 
 
 def test_with_a_list_of_namespaces_the_operator_has_no_permission_elsewhere(own_namespace: Namespace) -> None:
-    objects = render(own_namespace, {"watchNamespaces": ["team-a", "team-b"]})
+    objects = render(own_namespace, {"watchNamespaces": ["team-a", "team-b"], "gateway": {"enabled": False}})
     assert of_kind(objects, "ClusterRoleBinding") == []
     bound = {role["metadata"]["namespace"] for role in of_kind(objects, "RoleBinding")}
     assert bound == {"team-a", "team-b", own_namespace.name}
@@ -136,17 +149,46 @@ def test_the_operator_reads_no_secrets_and_changes_no_pods(own_namespace: Namesp
     assert allowed["pods"] == RULES_OF_A_READER | {"create", "delete"}
 
 
+def test_the_gateway_alone_has_the_key_and_only_asks(own_namespace: Namespace) -> None:
+    objects = render(own_namespace, {"watchNamespaces": ["team-a"]})
+    gateway = "release-claudejobs-gateway"
+    pods = {d["metadata"]["name"]: d["spec"]["template"]["spec"] for d in of_kind(objects, "Deployment")}
+    holders = [name for name, spec in pods.items() if "claude-credentials" in str(spec["volumes"])]
+    assert holders == [gateway]
+    roles = [r for kind in ("Role", "ClusterRole") for r in of_kind(objects, kind) if r["metadata"]["name"] == gateway]
+    verbs = {resource: set(rule["verbs"]) for r in roles for rule in r["rules"] for resource in rule["resources"]}
+    assert verbs == {"tokenreviews": {"create"}, "pods": RULES_OF_A_READER, "claudecodejobs": RULES_OF_A_READER}
+    (cluster_wide,) = [r for r in of_kind(objects, "ClusterRole") if r["metadata"]["name"] == gateway]
+    assert [rule["resources"] for rule in cluster_wide["rules"]] == [["tokenreviews"]]
+    env = {v["name"]: v.get("value") for v in container(objects)["env"]}
+    assert env["MODEL_GATEWAY_URL"] == f"http://{gateway}.{own_namespace.name}.svc"
+    without = render(own_namespace, {"gateway": {"enabled": False}})
+    assert not [obj for obj in without if obj["metadata"]["name"] == gateway]
+
+
+def test_the_gateways_settings_are_valid(own_namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = render(own_namespace, SHAPES["all the rest"])
+    (deployment,) = [d for d in of_kind(objects, "Deployment") if d["metadata"]["name"] == "release-claudejobs-gateway"]
+    spec = deployment["spec"]["template"]["spec"]
+    for variable in spec["containers"][0]["env"]:
+        monkeypatch.setenv(variable["name"], variable["value"])
+    settings = GatewaySettings.load()
+    assert settings.upstream_url == "http://model.example"
+    assert (settings.key_scheme, settings.prices["m"].output) == ("bearer", 2)
+    assert spec["terminationGracePeriodSeconds"] > settings.drain_seconds
+
+
 def test_sqlite_has_one_replica_that_is_gone_before_the_next_comes(own_namespace: Namespace) -> None:
-    (embedded,) = of_kind(render(own_namespace, {"replicas": 3}), "Deployment")
+    embedded = operator_of(render(own_namespace, {"replicas": 3}))
     assert embedded["spec"]["replicas"] == 1
     assert embedded["spec"]["strategy"] == {"type": "Recreate"}
-    (shared,) = of_kind(render(own_namespace, SHAPES["cluster database"]), "Deployment")
+    shared = operator_of(render(own_namespace, SHAPES["cluster database"]))
     assert shared["spec"]["replicas"] == 3
 
 
 def test_a_release_moves_to_a_database_server_and_back(own_namespace: Namespace) -> None:
     embedded = {"crds": {"enabled": False}, "rbac": {"create": False}, "image": {"repository": "localhost/none"}}
-    embedded |= {"database": {"persistence": {"enabled": False}}}
+    embedded |= {"database": {"persistence": {"enabled": False}}, "gateway": {"enabled": False}}
     shared = embedded | {"database": {"existingSecret": "db"}}
     for values in (embedded, shared, embedded):
         arguments = ("upgrade", "--install", "release", CHART, "--namespace", own_namespace.name)
@@ -161,11 +203,17 @@ def test_job_pods_may_reach_dns_and_the_model_only(own_namespace: Namespace) -> 
     egress = [{"to": [{"podSelector": {"matchLabels": {"app": "model"}}}]}]
     values = {"jobNamespaces": ["team-a"], "networkPolicy": {"egress": egress}}
     objects = render(own_namespace, values)
-    (policy,) = of_kind(objects, "NetworkPolicy")
+    (policy,) = [p for p in of_kind(objects, "NetworkPolicy") if p["metadata"]["namespace"] == "team-a"]
     assert policy["spec"]["podSelector"] == {"matchExpressions": [{"key": "claudecode.dev/job", "operator": "Exists"}]}
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
     assert "ingress" not in policy["spec"]
-    assert [len(rule.get("ports", [])) for rule in policy["spec"]["egress"]] == [4, 0]
+    dns, gateway, own = policy["spec"]["egress"]
+    assert (len(dns["ports"]), own) == (4, egress[0])
+    (deployment,) = [d for d in of_kind(objects, "Deployment") if d["metadata"]["name"] == "release-claudejobs-gateway"]
+    selected = gateway["to"][0]["podSelector"]["matchLabels"].items()
+    assert selected <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert gateway["to"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": own_namespace.name}
+    assert gateway["ports"] == [{"protocol": "TCP", "port": 8080}]
     (made,) = of_kind(objects, "Namespace")
     assert made["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     assert of_kind(render(own_namespace, values | {"createJobNamespaces": False}), "Namespace") == []

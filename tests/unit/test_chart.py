@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from claudejobs.gateway.settings import GatewaySettings
 from claudejobs.settings import Settings
 from tests.support.operator import REPOSITORY
 
@@ -21,6 +22,7 @@ OF_THE_CHART = {
     "WATCH_NAMESPACES",
     "CREDENTIALS_SECRET",
     "MODEL_BASE_URL",
+    "MODEL_GATEWAY_URL",
     "DEFAULT_MODEL",
     "HEALTH_PORT",
     "LEADER_ELECTION",
@@ -47,6 +49,17 @@ def test_the_deployment_sets_what_the_values_may_not() -> None:
         assert f"name: {name}" in text, name
 
 
+OF_THE_GATEWAY = {"PORT", "ADMIN_PORT", "HOST", "WATCH_NAMESPACES", "UPSTREAM_URL", "KEY_FILE", "KEY_SCHEME"}
+"""Its settings that the chart knows itself."""
+
+
+def test_each_setting_of_the_gateway_is_a_value_of_the_chart() -> None:
+    expected = {
+        f"GATEWAY_{name.upper()}" for name in GatewaySettings.model_fields if name.upper() not in OF_THE_GATEWAY
+    }
+    assert set(schema()["properties"]["gateway"]["properties"]["settings"]["properties"]) == expected
+
+
 def closed_objects(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     if "properties" in node:
         yield path, node
@@ -62,7 +75,7 @@ def test_no_object_of_the_schema_takes_unknown_keys() -> None:
 def test_values_and_schema_have_the_same_keys() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     for path, node in closed_objects(schema()):
-        if path == ".settings":
+        if path in (".settings", ".gateway.settings"):
             continue  # has no defaults
         here = values
         for name in path.split(".")[1:]:

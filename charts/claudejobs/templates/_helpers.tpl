@@ -45,3 +45,28 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   resources: [pods/log]
   verbs: [get]
 {{- end }}
+
+{{- define "claudejobs.gateway" -}}
+{{ include "claudejobs.fullname" . }}-gateway
+{{- end }}
+
+{{- define "claudejobs.gateway.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-gateway
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "claudejobs.gateway.labels" -}}
+{{ include "claudejobs.gateway.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "claudejobs.gateway.rules" -}}
+- apiGroups: [claudecode.dev]
+  resources: [claudecodejobs]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+{{- end }}
