@@ -12,7 +12,7 @@ from claude_agent_sdk import (
 )
 
 from claudejobs.api.categories import POLICIES, Category
-from claudejobs.api.events import Outcome
+from claudejobs.api.events import BUDGET_SPENT, Outcome
 from claudejobs.runner.classify import Ending, Report, StopReason, classify, is_crash, lost_session
 
 
@@ -37,6 +37,7 @@ FAILURES = [
     (api_error(None, "unknown", "API Error: Unable to connect (ECONNREFUSED)"), Category.NETWORK),
     (api_error(None, "unknown", "Request timed out"), Category.NETWORK),
     (api_error(400, "unknown"), Category.INVALID_REQUEST),
+    (api_error(400, "unknown", f"API Error: 400 claudejobs gateway: {BUDGET_SPENT}: 1"), Category.BUDGET_EXCEEDED),
     (api_error(404, "model_not_found"), Category.INVALID_REQUEST),
     (api_error(413, "invalid_request"), Category.INVALID_REQUEST),
     (api_error(400, "billing_error", "Credit balance is too low"), Category.BILLING),

@@ -18,7 +18,7 @@ from claudejobs.runner.workspace import Memory, StateDir, WorkspaceError, prepar
 SESSION = str(uuid.UUID(int=7))
 
 
-def options(process: Process | None = None, **claude: Any) -> ClaudeAgentOptions:
+def options(process: Process | None = None, environ: dict[str, str] | None = None, **claude: Any) -> ClaudeAgentOptions:
     fields = {"job": "n/j", "job_uid": "u", "attempt": 1, "session_id": SESSION, "prompt": "p"}
     stall = {"stall_timeout_seconds": claude.pop("stall")} if "stall" in claude else {}
     return build_options(
@@ -26,7 +26,7 @@ def options(process: Process | None = None, **claude: Any) -> ClaudeAgentOptions
         process or Process(resume=False, budget_usd=None),
         directory=Path("/workspace"),
         config_dir=Path("/workspace/.claude-job/config"),
-        environ={},
+        environ=environ or {},
         stderr=lambda _: None,
     )
 
@@ -41,6 +41,12 @@ def test_defaults_are_safe() -> None:
     assert (built.session_id, built.resume) == (SESSION, None)
     assert built.output_format is None
     assert not built.include_partial_messages
+
+
+def test_the_gateways_token_is_read_from_its_file() -> None:
+    assert options().settings is None
+    built = options(environ={"CLAUDEJOBS_TOKEN_FILE": "/var/run/a b/token"})
+    assert built.settings == '{"apiKeyHelper": "cat \'/var/run/a b/token\'"}'
 
 
 def test_resume_and_remaining_budget() -> None:

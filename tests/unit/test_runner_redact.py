@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,3 +118,11 @@ def test_results_are_searched_through(output: Any) -> None:
 
 def test_the_longer_of_two_secrets_goes_first() -> None:
     assert Redactor(["abcdefgh", "abcdefgh-ijk"])("abcdefgh-ijk abcdefgh") == "*** ***"
+
+
+def test_the_gateways_token_is_a_secret_and_its_file_may_be_missing(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    assert Redactor.of_environment({"CLAUDEJOBS_TOKEN_FILE": str(path)})("text") == "text"
+    path.write_text("eyJhbGciOi.J9.signature\n")
+    redact = Redactor.of_environment({"CLAUDEJOBS_TOKEN_FILE": str(path)})
+    assert redact("Bearer eyJhbGciOi.J9.signature") == f"Bearer {MASK}"
