@@ -12,11 +12,13 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings
 
 from claudejobs.api.categories import POLICIES
 from claudejobs.api.crd import custom_resource_definition, queue_definition
 from claudejobs.api.job import JobTemplate
 from claudejobs.api.job_data import ClaudeCodeJobData
+from claudejobs.gateway.settings import GatewaySettings
 from claudejobs.settings import Settings
 
 TARGET = Path(__file__).parent / "reference.md"
@@ -32,6 +34,7 @@ Generated from the models by `make docs`; do not edit.
 - [ClaudeCodeJobData: what a producer puts into a queue](#claudecodejobdata-what-a-producer-puts-into-a-queue)
 - [How an attempt can end](#how-an-attempt-can-end)
 - [Settings of the operator](#settings-of-the-operator)
+- [Settings of the gateway](#settings-of-the-gateway)
 """
 
 
@@ -64,7 +67,10 @@ def render() -> str:
         _categories(),
         "## Settings of the operator",
         "Environment variables. A wrong value ends the start with one message that names it.",
-        _settings(),
+        _settings(Settings),
+        "## Settings of the gateway",
+        "Environment variables of the [model gateway](gateway.md); with the chart, `gateway.settings`.",
+        _settings(GatewaySettings),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -138,12 +144,13 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _settings() -> str:
+def _settings(settings: type[BaseSettings]) -> str:
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
+    prefix = settings.model_config.get("env_prefix", "")
+    for name, field in settings.model_fields.items():
         default = field.get_default(call_default_factory=True)  # type: ignore[call-overload]
-        shown = "" if default in (None, [], PydanticUndefined) else f"`{_plain(_open(default))}`"
-        rows.append(f"| `{name.upper()}` | {shown} | {field.description} |")
+        shown = "" if default in (None, [], {}, PydanticUndefined) else f"`{_plain(_open(default))}`"
+        rows.append(f"| `{prefix}{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows)
 
 

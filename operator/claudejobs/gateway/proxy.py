@@ -41,6 +41,7 @@ class _Call:
 
     job: Job
     pod_uid: str
+    path: str
     task: asyncio.Task[object]
     model: str = UNKNOWN
     status: int = 0
@@ -113,7 +114,7 @@ class Proxy:
             return self._refuse(refusal)
         task = asyncio.current_task()
         assert task is not None
-        call = _Call(job, caller.pod_uid, task)
+        call = _Call(job, caller.pod_uid, request.path, task)
         calls = self._calls.setdefault(caller.pod_uid, set())
         calls.add(call)
         account.in_flight += 1
@@ -232,6 +233,7 @@ class Proxy:
                 "job_uid": job.uid,
                 "attempt": job.attempt,
                 "user_id": job.user,
+                "path": call.path,
                 "model": model,
                 "status": call.status or None,
                 "input_tokens": meter.usage.input_tokens,
