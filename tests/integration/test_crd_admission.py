@@ -50,7 +50,23 @@ REJECTED = [
     (
         "two workspaces",
         {"workspace": {"emptyDir": {}, "persistentVolumeClaim": {"claimName": "c"}}},
-        "at most one of emptyDir and persistentVolumeClaim",
+        "at most one of emptyDir, persistentVolumeClaim and volumeClaimTemplate",
+    ),
+    (
+        "a claim of the job's own and another",
+        {"workspace": {"volumeClaimTemplate": {"size": "1Gi"}, "persistentVolumeClaim": {"claimName": "c"}}},
+        "at most one of emptyDir, persistentVolumeClaim and volumeClaimTemplate",
+    ),
+    ("claim without a size", {"workspace": {"volumeClaimTemplate": {}}}, "spec.workspace.volumeClaimTemplate.size"),
+    (
+        "claim with an unknown retention",
+        {"workspace": {"volumeClaimTemplate": {"size": "1Gi", "retentionPolicy": "Keep"}}},
+        "spec.workspace.volumeClaimTemplate.retentionPolicy",
+    ),
+    (
+        "claim for one pod and for many",
+        {"workspace": {"volumeClaimTemplate": {"size": "1Gi", "accessModes": ["ReadWriteOncePod", "ReadWriteMany"]}}},
+        "ReadWriteOncePod cannot be combined",
     ),
     ("git from a file", {"workspace": {"git": {"url": "file:///etc"}}}, "spec.workspace.git.url"),
     (

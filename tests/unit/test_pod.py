@@ -127,8 +127,11 @@ def test_an_attempt_may_spend_what_the_ones_before_have_left(spent: float, left:
     assert input_of(pod_of({"claude": {"maxBudgetUSD": 2.0}}, spent=spent)).claude.max_budget_usd == left
 
 
-def test_on_a_lasting_workspace_the_runner_counts_itself() -> None:
-    spec = {"claude": {"maxBudgetUSD": 2.0}, "workspace": {"persistentVolumeClaim": {"claimName": "repo"}}}
+@pytest.mark.parametrize(
+    "workspace", [{"persistentVolumeClaim": {"claimName": "repo"}}, {"volumeClaimTemplate": {"size": "1Gi"}}]
+)
+def test_on_a_lasting_workspace_the_runner_counts_itself(workspace: Json) -> None:
+    spec = {"claude": {"maxBudgetUSD": 2.0}, "workspace": workspace}
     assert input_of(pod_of(spec, spent=1.5)).claude.max_budget_usd == 2.0
 
 

@@ -145,6 +145,32 @@ class PersistentVolumeClaimWorkspace(SpecModel):
     claim_name: Name = Field(description="Name of the claim.")
 
 
+class VolumeClaimTemplateWorkspace(SpecModel):
+    """A claim of the job's own, made before its first pod. All attempts share it, so that the next one resumes the
+    agent's session. Its name is in status.workspaceClaim."""
+
+    size: Quantity = Field(description="Storage to ask for.")
+    storage_class_name: Name | None = Field(None, description="StorageClass; default: the cluster's default one.")
+    access_modes: list[Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]] = Field(
+        ["ReadWriteOnce"],
+        min_length=1,
+        max_length=2,
+        description="How nodes may mount it. ReadWriteOncePod cannot be combined.",
+        json_schema_extra=validations(
+            cel(
+                "size(self) == 1 || !self.exists(mode, mode == 'ReadWriteOncePod')",
+                "ReadWriteOncePod cannot be combined with another access mode",
+            ),
+            **{"x-kubernetes-list-type": "set"},
+        ),
+    )
+    retention_policy: Literal["Delete", "Retain"] = Field(
+        "Delete",
+        description="Delete removes the claim together with the job. Retain leaves it when the job is deleted; another "
+        "job can have it as persistentVolumeClaim, and no job gets it unasked, not even one of the same name.",
+    )
+
+
 class GitWorkspace(SpecModel):
     """A git repository, cloned into the working directory before the agent starts: shallow where the server allows,
     without submodules and LFS. A clone of the same repository that a lasting workspace holds is left as it is."""
@@ -170,10 +196,14 @@ class GitWorkspace(SpecModel):
 
 
 class Workspace(SpecModel):
-    """Where the agent works. At most one of emptyDir and persistentVolumeClaim; git may be added to either."""
+    """Where the agent works. At most one of emptyDir, persistentVolumeClaim and volumeClaimTemplate; git may be added
+    to each."""
 
     empty_dir: EmptyDirWorkspace | None = Field(None, description="A new, empty workspace for each attempt (default).")
     persistent_volume_claim: PersistentVolumeClaimWorkspace | None = Field(None, description="An existing claim.")
+    volume_claim_template: VolumeClaimTemplateWorkspace | None = Field(
+        None, description="A claim that is made for the job, and shared by its attempts."
+    )
     git: GitWorkspace | None = Field(
         None,
         description="A repository to start from.",
@@ -184,6 +214,11 @@ class Workspace(SpecModel):
             )
         ),
     )
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the workspace outlives a pod."""
+        return self.persistent_volume_claim is not None or self.volume_claim_template is not None
 
 
 _RESERVED_ENV = "^(CLAUDE|ANTHROPIC|AWS_|GOOGLE_|LD_|PYTHON|NODE_|BASH_|GIT_SSH)|^(HOME|PATH|TMPDIR|SHELL|IS_SANDBOX)$"
@@ -239,8 +274,9 @@ class JobTemplate(SpecModel):
         description="Where the agent works.",
         json_schema_extra=validations(
             cel(
-                "!(has(self.emptyDir) && has(self.persistentVolumeClaim))",
-                "set at most one of emptyDir and persistentVolumeClaim",
+                "[has(self.emptyDir), has(self.persistentVolumeClaim), has(self.volumeClaimTemplate)]"
+                ".filter(x, x).size() <= 1",
+                "set at most one of emptyDir, persistentVolumeClaim and volumeClaimTemplate",
             )
         ),
     )

@@ -79,7 +79,7 @@ class QueueSpec(SpecModel):
         json_schema_extra=validations(
             cel(
                 "!has(self.workspace) || !has(self.workspace.persistentVolumeClaim)",
-                "jobs of a queue run side by side and cannot share a claim; leave out persistentVolumeClaim",
+                "jobs of a queue run side by side and cannot share a claim; use volumeClaimTemplate",
             )
         ),
     )

@@ -120,6 +120,9 @@ class JobStatus(StatusModel):
     next_attempt_time: AwareDatetime | None = Field(None, description="When the next attempt starts, in Backoff.")
     pod_name: str | None = Field(None, description="Pod of the newest attempt.")
     session_id: str | None = Field(None, description="The agent's session.")
+    workspace_claim: str | None = Field(
+        None, description="The PersistentVolumeClaim that spec.workspace.volumeClaimTemplate has made."
+    )
     progress: int = Field(0, ge=0, le=100, description="Percent, from the agent's own task list; 100 when completed.")
     message: str = Field("", description="What the job does or waits for, or why it ended.")
     reason: str = Field("", description="The same in one word; after a failure the category.")

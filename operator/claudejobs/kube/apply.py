@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 from pydantic import ValidationError
 
@@ -13,13 +13,14 @@ from claudejobs.api.categories import Category
 from claudejobs.api.status import JobStatus, Phase
 from claudejobs.reconcile import report
 from claudejobs.reconcile.decide import Decision, PodDeletion
+from claudejobs.reconcile.claim import build_claim, claim_hindrance
 from claudejobs.reconcile.endings import Ending
 from claudejobs.reconcile.pod import PodBuildError, build_pod, pod_name
 from claudejobs.reconcile.views import JobView, Key
 from claudejobs.settings import Settings
 
 from .cache import Cache
-from .client import ApiError, KubeClient, jobs_path, pods_path
+from .client import ApiError, KubeClient, claims_path, jobs_path, pods_path
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Applier:
             # The pod comes first: a status that speaks of a pod that was never made would look like a lost one,
             # while a pod that no status speaks of yet is found by its owner reference.
             assert status is not None
-            status = await self._create_pod(job, decision.create, status)
+            status = await self._create_pod(job, decision.create, decision.claim, status)
         if status is not None:
             wait = await self._write_status(job, status)
             after = wait if after is None else min(after, wait or after)
@@ -94,8 +95,9 @@ class Applier:
         if answer.get("kind") == "Pod":
             self._cache.put_pod(answer)
 
-    async def _create_pod(self, job: JobView, attempt: int, status: JobStatus) -> JobStatus:
-        """Make the pod; returns the status to write, which is another one when the job can never have a pod."""
+    async def _create_pod(self, job: JobView, attempt: int, claim: str | None, status: JobStatus) -> JobStatus:
+        """Make the pod, and before it the claim that it needs; returns the status to write, which is another one when
+        the job can never have a pod."""
         fresh = await self._client.get(jobs_path(job.namespace, job.name))
         if fresh is None or fresh["metadata"]["uid"] != job.uid:
             self._cache.drop_job(job.key, job.uid)
@@ -107,6 +109,8 @@ class Applier:
             body = build_pod(fresh, attempt, status.session_id or "", job.status.cost_usd, self._settings)
         except (PodBuildError, ValidationError) as error:
             return self._unbuildable(job, str(error))
+            if claim:
+                await self._ensure_claim(job, claim)
         self.writes += 1
         try:
             self._cache.put_pod(await self._client.request("POST", pods_path(job.namespace), body))
@@ -116,25 +120,52 @@ class Applier:
             elif error.status in (400, 422):
                 return self._unbuildable(job, f"the API server rejects the pod: {error.message}")
             elif error.status == 403:
-                await self._refused(job, error)
+                await self._refused(job, "Pod", error)
             else:
                 raise
         return status
 
     async def _adopt(self, job: JobView, attempt: int) -> None:
         """A pod of that name exists: this attempt's, made before a crash or by another operator, or one in the way."""
+    async def _ensure_claim(self, job: JobView, name: str) -> None:
+        """Make the job's claim, unless it was made by an earlier attempt, or before a crash.
+
+        Raises:
+            PodBuildError: there can be no such claim.
+        """
+        try:
+            claim = await self._client.get(claims_path(job.namespace, name))
+            if claim is None:
+                self.writes += 1
+                claim = await self._client.request("POST", claims_path(job.namespace), build_claim(job))
+        except ApiError as error:
+            if error.status == 409 and error.reason == "AlreadyExists":
+                raise Stale(f"claim {name} has just been made") from error
+            if error.status in (400, 422):
+                text = f"spec.workspace.volumeClaimTemplate: the API server rejects the claim: {error.message}"
+                raise PodBuildError(text) from error
+            if error.status == 403:
+                await self._refused(job, "Claim", error)
+            raise
+        if hindrance := claim_hindrance(claim, job):
+            await self._hindered(job, *hindrance)
+
         name = pod_name(job.name, attempt)
         pod = await self._client.get(pods_path(job.namespace, name))
         view = self._cache.put_pod(pod) if pod else None
         if view is None or view.job_uid != job.uid:
             text = f"a pod called {name} that is not this job's is in the way; it is waited for"
-            await self._write_status(job, report.waiting(job.status, Phase.PENDING, "PodNameTaken", text))
-            raise ApiError(409, "PodNameTaken", text, retry_after=2.0)
+            await self._hindered(job, "PodNameTaken", text)
 
-    async def _refused(self, job: JobView, error: ApiError) -> None:
+    async def _hindered(self, job: JobView, reason: str, text: str) -> NoReturn:
+        """Something is in the way that will go, or that somebody has to remove: say so, and try again."""
+        await self._write_status(job, report.waiting(job.status, Phase.PENDING, reason, text))
+        raise ApiError(409, reason, text, retry_after=2.0)
+
+    async def _refused(self, job: JobView, kind: Literal["Pod", "Claim"], error: ApiError) -> NoReturn:
         """A quota or an admission policy says no: say so, and try again."""
-        reason = "QuotaExceeded" if "exceeded quota" in error.message else "PodForbidden"
-        text = f"the API server refuses the pod: {error.message}"
+        reason = "QuotaExceeded" if "exceeded quota" in error.message else f"{kind}Forbidden"
+        text = f"the API server refuses the {kind.lower()}: {error.message}"
         await self._write_status(job, report.waiting(job.status, Phase.PENDING, reason, text[:2000]))
         raise ApiError(403, reason, text, retry_after=10.0)
 

@@ -17,6 +17,7 @@ from claudejobs.api.status import MAX_ATTEMPTS, AttemptStatus, JobStatus, Phase
 from claudejobs.settings import Settings
 
 from . import report
+from .claim import own_claim
 from .endings import Ending, ending_of, lost
 from .pod import ignored_fields
 from .retry import Verdict, verdict_on
@@ -70,11 +71,12 @@ class PodDeletion:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, in this order: delete pods, create the pod, write the status, delete the job.
+    """What to do, in this order: delete pods, make the claim, create the pod, write the status, delete the job.
 
     Attributes:
         status: the status that should be there; ``None`` leaves it.
         create: number of the attempt whose pod is to be made.
+        claim: the job's own PersistentVolumeClaim, which the pod needs; it is made when it is not there.
         confirm_gone: a pod that must be asked for at the API server before this decision is carried out; if it
             exists after all, the decision is void, because the view was behind.
         after: look again after this many seconds, whatever happens.
@@ -82,6 +84,7 @@ class Decision:
 
     status: JobStatus | None = None
     create: int | None = None
+    claim: str | None = None
     delete_pods: tuple[PodDeletion, ...] = ()
     confirm_gone: str | None = None
     delete_job: bool = False
@@ -187,7 +190,8 @@ def _between_attempts(seen: Seen, status: JobStatus, settings: Settings) -> Deci
     unseen = previous.pod_name if previous and all(p.attempt != previous.attempt for p in seen.pods) else None
     status = report.fields_ignored(status, ignored_fields(job.spec, settings), job, now)
     status = report.attempt_started(status, number, job, now)
-    return Decision(create=number, status=status, confirm_gone=unseen, after=float(settings.start_timeout))
+    claim = own_claim(job.spec, job.name, job.uid)
+    return Decision(create=number, claim=claim, status=status, confirm_gone=unseen, after=float(settings.start_timeout))
 
 
 def _starting(seen: Seen, status: JobStatus, pod: PodView, settings: Settings) -> Decision:

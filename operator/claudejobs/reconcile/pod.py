@@ -7,11 +7,12 @@ from typing import Any
 
 from claudejobs.api.base import API_VERSION, KIND
 from claudejobs.api.events import INPUT_DIR, INPUT_FILE, WORKSPACE_DIR, ClaudeOptions, RunnerInput
-from claudejobs.api.job import CredentialsSecretRef, JobSpec, McpServer
+from claudejobs.api.job import JobSpec, McpServer
 from claudejobs.api.podtemplate import PodTemplate
 from claudejobs.settings import Settings
 
-from . import checkout
+from . import checkout, credentials
+from .claim import workspace_claim
 from .views import ATTEMPT_LABEL, CONTAINER, JOB_LABEL, JOB_UID_LABEL, MANAGED_BY_LABEL, MANAGER
 
 INPUT_ANNOTATION = "claudecode.dev/input"
@@ -45,6 +46,8 @@ def ignored_fields(spec: JobSpec, settings: Settings) -> list[str]:
         ignored += [f"spec.podTemplate.{kind}[{k}]" for k in keys if not _allowed(k, settings)]
     if template.runtime_class_name and settings.runtime_class_name not in (None, template.runtime_class_name):
         ignored.append("spec.podTemplate.runtimeClassName")
+    if settings.model_gateway_url and spec.credentials_secret_ref:
+        ignored.append("spec.credentialsSecretRef")
     return ignored
 
 
@@ -67,10 +70,12 @@ def build_pod(
     spec = JobSpec.model_validate(job["spec"])
     template = spec.pod_template
     timeout = spec.timeout_seconds or settings.job_timeout
+    deadline = timeout + settings.start_timeout + DEADLINE_MARGIN
     labels = {k: v for k, v in template.labels.items() if _allowed(k, settings)}
     annotations = {k: v for k, v in template.annotations.items() if _allowed(k, settings)}
     container = _container(spec, settings)
     init = checkout.init_containers(spec, container)
+    claim = workspace_claim(spec, meta["name"], meta["uid"])
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -104,7 +109,7 @@ def build_pod(
         },
         "spec": {
             "restartPolicy": "Never",
-            "activeDeadlineSeconds": timeout + settings.start_timeout + DEADLINE_MARGIN,
+            "activeDeadlineSeconds": deadline,
             "terminationGracePeriodSeconds": spec.termination_grace_period_seconds,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
@@ -119,7 +124,7 @@ def build_pod(
             },
             **({"initContainers": init} if init else {}),
             "containers": [container],
-            "volumes": [*_volumes(spec), *checkout.volumes(spec)],
+            "volumes": [*_volumes(spec, claim), *credentials.volumes(deadline, settings), *checkout.volumes(spec)],
             **_scheduling(template, settings),
         },
     }
@@ -130,7 +135,7 @@ def _container(spec: JobSpec, settings: Settings) -> dict[str, Any]:
         "name": CONTAINER,
         "image": settings.runner_image,
         "imagePullPolicy": settings.runner_image_pull_policy,
-        "env": _env(spec, settings),
+        "env": credentials.environment(spec, settings),
         "resources": _resources(spec.pod_template, settings),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -144,20 +149,9 @@ def _container(spec: JobSpec, settings: Settings) -> dict[str, Any]:
             {"name": "home", "mountPath": "/home/agent"},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the pod's own volume
             {"name": "input", "mountPath": INPUT_DIR, "readOnly": True},
+            *credentials.mounts(settings),
         ],
     }
-
-
-def _env(spec: JobSpec, settings: Settings) -> list[dict[str, Any]]:
-    """Environment of the container: the model API's address and key. The author's variables go to the agent only,
-    through the runner, and cannot change these."""
-    secret = spec.credentials_secret_ref or CredentialsSecretRef(name=settings.credentials_secret)
-    env: list[dict[str, Any]] = [
-        {"name": secret.key, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}
-    ]
-    if settings.model_base_url:
-        env.append({"name": "ANTHROPIC_BASE_URL", "value": settings.model_base_url})
-    return env
 
 
 def _resources(template: PodTemplate, settings: Settings) -> dict[str, Any]:
@@ -189,10 +183,10 @@ def _amount(quantity: str) -> float:
     return float(number) * float(base ** _SUFFIXES[suffix.rstrip("i")])
 
 
-def _volumes(spec: JobSpec) -> list[dict[str, Any]]:
-    claim, empty = spec.workspace.persistent_volume_claim, spec.workspace.empty_dir
+def _volumes(spec: JobSpec, claim: str | None) -> list[dict[str, Any]]:
+    empty = spec.workspace.empty_dir
     workspace: dict[str, Any] = (
-        {"persistentVolumeClaim": {"claimName": claim.claim_name}}
+        {"persistentVolumeClaim": {"claimName": claim}}
         if claim
         else {"emptyDir": {"sizeLimit": empty.size_limit if empty else "2Gi"}}
     )
@@ -252,7 +246,7 @@ def _input(
 def _options(spec: JobSpec, spent_usd: float, settings: Settings) -> ClaudeOptions:
     claude = spec.claude
     budget = claude.max_budget_usd
-    if budget is not None and spec.workspace.persistent_volume_claim is None:
+    if budget is not None and not spec.workspace.lasting:
         # On a lasting workspace the runner itself keeps count of what earlier attempts spent.
         budget = max(budget - spent_usd, 0.01)
     values = claude.model_dump(exclude={"mcp_servers", "max_budget_usd", "model"}, exclude_none=True)

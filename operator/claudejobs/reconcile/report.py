@@ -18,6 +18,7 @@ from claudejobs.api.status import (
     UsageStatus,
 )
 
+from .claim import own_claim
 from .endings import Ending
 from .pod import pod_name
 from .starting import Hindrance
@@ -64,6 +65,7 @@ def attempt_started(status: JobStatus, number: int, job: JobView, now: datetime)
             "next_attempt_time": None,
             "pod_name": name,
             "session_id": session,
+            "workspace_claim": own_claim(job.spec, job.name, job.uid),
             "progress": 0,
             "start_time": status.start_time or now,
         }
