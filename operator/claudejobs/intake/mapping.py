@@ -20,6 +20,9 @@ MAX_ATTEMPTS = 20
 MAX_DELAY_SECONDS = 86400
 MAX_TIMEOUT_SECONDS = 604800
 LEAST_PRIORITY = -1000
+MAX_MANIFEST_BYTES = 1_000_000
+"""Of a resource as it is made; etcd takes 1.5 MiB, and its status needs room too."""
+
 MAX_REASON = 2000
 """Characters of a failed reason; BullMQ sends it to every listener."""
 
@@ -73,6 +76,11 @@ def map_job(
         "annotations": {QUEUE_JOB_ANNOTATION: identity.annotation()},
     }
     manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": job}
+    if (size := len(json.dumps(manifest, ensure_ascii=False).encode(errors="replace"))) > MAX_MANIFEST_BYTES:
+        raise PayloadError(
+            f"data: makes a resource of {size} bytes, and {MAX_MANIFEST_BYTES} are allowed; give the agent what is "
+            "large as a file of its workspace"
+        )
     return Mapped(manifest, tuple(notes))
 
 
