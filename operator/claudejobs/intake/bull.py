@@ -169,9 +169,9 @@ class BullQueue:
         value = f"{identity.resource_name}/{uid}"
         await self._set_field(keys=[self.key(identity.id)], args=[scripts.FIELD_UID, value])
 
-    async def ask_to_cancel(self, job_id: str, asked_ms: int) -> bool:
+    async def ask_to_cancel(self, job_id: str) -> bool:
         """Note that a producer wants the job cancelled; whether there is such a job."""
-        return bool(await self._ask_to_cancel(keys=[self.key(job_id)], args=[asked_ms]))
+        return bool(await self._ask_to_cancel(keys=[self.key(job_id)]))
 
     async def update_progress(self, job_id: str, progress: Any) -> None:
         """Set the progress, and tell listeners."""

@@ -15,6 +15,9 @@ from .connection import BLOCK_SECONDS
 CANCEL_EVENT = "cancel"
 """Name of the event by which a producer cancels a job: ``publishEvent({eventName: "cancel", jobId})``."""
 
+PAGE = 500
+"""Events that are read at a time; after a shorter page the stream is at its end."""
+
 _NEWS = frozenset({"waiting", "added", "delayed", "resumed", "stalled"})
 _LOSSES = frozenset({"removed", "drained", "cleaned"})
 
@@ -30,22 +33,32 @@ async def listen(bull: BullQueue, client: Any, fetch_now: asyncio.Event, sweep_n
         last = await client.xrevrange(bull.events_key, count=1)
         cursor = last[0][0] if last else "0-0"
         await bull.remember(cursor=cursor)
+    asked: set[str] = set()
     while True:
-        answer = await client.xread({bull.events_key: cursor}, count=500, block=BLOCK_SECONDS * 1000)
+        answer = await client.xread({bull.events_key: cursor}, count=PAGE, block=BLOCK_SECONDS * 1000)
         entries = answer[0][1] if answer else []
         names = {fields.get("event") for _, fields in entries}
-        asked = [(at, fields["jobId"]) for at, fields in entries if _asks_to_cancel(fields)]
-        for at, job_id in asked:
-            await bull.ask_to_cancel(job_id, int(at.partition("-")[0]))
-        if entries:
-            cursor = entries[-1][0]
-        if asked:
+        for cursor, fields in entries:  # noqa: B007 - the last one is where the next page begins
+            _note(fields, asked)
+        if asked and len(entries) < PAGE:
+            for job_id in asked:
+                await bull.ask_to_cancel(job_id)
+            asked.clear()
             await bull.remember(cursor=cursor)
+            sweep_now.set()
         if names & _NEWS:
             fetch_now.set()
-        if asked or names & _LOSSES:
+        if names & _LOSSES:
             sweep_now.set()
 
 
-def _asks_to_cancel(fields: dict[str, str]) -> bool:
-    return fields.get("event") == CANCEL_EVENT and bool(fields.get("jobId"))
+def _note(fields: dict[str, str], asked: set[str]) -> None:
+    """Keep in ``asked`` the jobs that are to be cancelled: one that is added again afterwards is another one.
+
+    The stream's order tells that, and no clock: the time that a job carries is its producer's, or any that it chose.
+    """
+    event, job_id = fields.get("event"), fields.get("jobId")
+    if event == CANCEL_EVENT and job_id:
+        asked.add(job_id)
+    elif event == "added" and job_id:
+        asked.discard(job_id)

@@ -66,10 +66,8 @@ return 1
 """
 
 ASK_TO_CANCEL = """
--- Notes that a job is to be cancelled, unless it was added after that was asked.
--- KEYS: job. ARGV: when it was asked, milliseconds.
-local added = tonumber(redis.call('HGET', KEYS[1], 'timestamp') or '')
-if not added or added > tonumber(ARGV[1]) or redis.call('HEXISTS', KEYS[1], 'finishedOn') == 1 then return 0 end
+-- Notes that a job is to be cancelled, unless it is finished. KEYS: job.
+if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'finishedOn') == 1 then return 0 end
 redis.call('HSET', KEYS[1], 'ccj.cancel', '1')
 return 1
 """
