@@ -90,6 +90,7 @@ class Registry:
         self._pods: dict[Key, PodView] = {}
         self._jobs: dict[Key, Job] = {}
         self._looked: dict[str, float] = {}
+        self._looking: dict[str, asyncio.Task[None]] = {}
         self._reflectors: list[Reflector] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.on_end: Callable[[str], None] = lambda _: None
@@ -156,20 +157,32 @@ class Registry:
         return admit(caller, pod, self._jobs.get(pod.job) if pod else None)
 
     async def _look(self, caller: Caller) -> bool:
-        """Read pod and job themselves, at most once a second for each pod; whether it was done."""
-        now = self._clock()
-        if now - self._looked.get(caller.pod_uid, -1.0) < 1.0:
-            return False
-        self._looked = {uid: when for uid, when in self._looked.items() if now - when < 1.0} | {caller.pod_uid: now}
+        """Read pod and job themselves, once for all that ask at the same time, and at most once a second for each pod;
+        whether it was done."""
+        looking = self._looking.get(caller.pod_uid)
+        if looking is None:
+            now = self._clock()
+            self._looked = {uid: when for uid, when in self._looked.items() if now - when < 1.0}
+            if caller.pod_uid in self._looked:
+                return False
+            looking = self._looking[caller.pod_uid] = asyncio.create_task(self._read(caller))
+            looking.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, even if nobody waits
+        try:
+            await asyncio.shield(looking)  # others wait for it, too, when this client goes away
+        except ApiError as error:
+            raise not_yet(f"the Kubernetes API server cannot be asked about pod {caller.pod}") from error
+        return True
+
+    async def _read(self, caller: Caller) -> None:
         try:
             obj = await self._client.get(pods_path(caller.namespace, caller.pod), timeout=10.0)
             pod = self._put_pod(obj) if obj else None
             job = await self._client.get(jobs_path(*pod.job), timeout=10.0) if pod else None
             if job:
                 self._put_job(job)
-        except ApiError as error:
-            raise not_yet(f"the Kubernetes API server cannot be asked about pod {caller.pod}") from error
-        return True
+            self._looked[caller.pod_uid] = self._clock()
+        finally:
+            del self._looking[caller.pod_uid]
 
     def _put_pod(self, obj: dict[str, Any]) -> PodView | None:
         new = PodView.parse(obj)

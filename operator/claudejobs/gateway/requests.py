@@ -58,7 +58,7 @@ def model_in(head: bytes) -> str | None:
         elif token in (b"}", b"]"):
             depth -= 1
         elif token == b":":
-            name = previous if depth == 1 else b""
+            name = previous
         elif depth == 1 and name == b'"model"' and token.startswith(b'"'):
             model = token[1:-1].decode("utf-8", "replace")
             return model if _NAME.fullmatch(model) else None
