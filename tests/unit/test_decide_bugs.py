@@ -9,12 +9,18 @@ import pytest
 from hypothesis import Phase, Verbosity
 from hypothesis.stateful import run_state_machine_as_test
 
+from claudejobs.api.categories import Category
 from claudejobs.api.status import Phase as JobPhase
+from claudejobs.reconcile import report
 from claudejobs.reconcile.decide import Decision, Seen, decide
+from claudejobs.reconcile.endings import Ending
 from claudejobs.settings import Settings
 
-from .model.world import Decide, World
+from .model.world import KILLED, Decide, World
 from .test_decide_machine import SETTINGS, JobMachine, profile
+
+Focus = dict[str, Any]
+"""See ``JobMachine.focus``."""
 
 
 def _with_spec(seen: Seen, **fields: Any) -> Seen:
@@ -38,8 +44,8 @@ def starts_while_suspended(seen: Seen, settings: Settings) -> Decision:
     return decide(_with_spec(seen, suspend=False), settings)
 
 
-def ignores_cancel_in_backoff(seen: Seen, settings: Settings) -> Decision:
-    return decide(_with_spec(seen, cancel=False) if seen.job.status.phase is JobPhase.BACKOFF else seen, settings)
+def ignores_cancel_without_a_pod(seen: Seen, settings: Settings) -> Decision:
+    return decide(seen if seen.job.status.open_attempt else _with_spec(seen, cancel=False), settings)
 
 
 def revives_finished_jobs(seen: Seen, settings: Settings) -> Decision:
@@ -85,6 +91,96 @@ def meets_its_predecessor(seen: Seen, settings: Settings) -> Decision:
     return replace(decide(replace(seen, pods=pods), settings), confirm_gone=None)
 
 
+def starts_without_a_slot(seen: Seen, settings: Settings) -> Decision:
+    return decide(replace(seen, admitted=True), settings)
+
+
+def starts_before_its_dependencies(seen: Seen, settings: Settings) -> Decision:
+    """Takes a job that does not exist yet for one that has completed and was removed."""
+    there = {name: phase for name, phase in seen.dependencies.items() if phase is not None}
+    return decide(replace(seen, dependencies=there), settings)
+
+
+def waits_for_failed_dependencies(seen: Seen, settings: Settings) -> Decision:
+    ended = (JobPhase.FAILED, JobPhase.CANCELLED)
+    phases = {n: JobPhase.PENDING if phase in ended else phase for n, phase in seen.dependencies.items()}
+    return decide(replace(seen, dependencies=phases), settings)
+
+
+def waits_in_a_circle(seen: Seen, settings: Settings) -> Decision:
+    return decide(replace(seen, cycle=()), settings)
+
+
+def asks_for_dependencies_again(seen: Seen, settings: Settings) -> Decision:
+    """Waits, after an attempt, for a job that had completed and was removed since."""
+    decision = decide(seen, settings)
+    if decision.create is None or all(seen.dependencies.values()):
+        return decision
+    again = {"phase": JobPhase.PENDING, "reason": "Dependencies"}
+    return Decision(status=seen.job.status.model_copy(update=again))
+
+
+def ignores_the_deadline_of_a_pod(seen: Seen, settings: Settings) -> Decision:
+    return decide(_with_spec(seen, active_deadline_seconds=None) if seen.job.status.open_attempt else seen, settings)
+
+
+def ignores_the_deadline_between_attempts(seen: Seen, settings: Settings) -> Decision:
+    return decide(seen if seen.job.status.open_attempt else _with_spec(seen, active_deadline_seconds=None), settings)
+
+
+def leaves_pods_of_the_past(seen: Seen, settings: Settings) -> Decision:
+    """Closes the attempt at the deadline, and has its pod run on."""
+    decision = decide(seen, settings)
+    if not seen.job.status.open_attempt or not decision.delete_pods or seen.job.spec.active_deadline_seconds is None:
+        return decision if not seen.job.status.phase.terminal else replace(decision, delete_pods=())
+    late = Ending(Category.TIMEOUT, "out of time")
+    return Decision(status=report.finished(seen.job.status, JobPhase.FAILED, late, seen.job, seen.now))
+
+
+def ignores_reruns(seen: Seen, settings: Settings) -> Decision:
+    return decide(_with_spec(seen, rerun=0), settings)
+
+
+def reruns_for_ever(seen: Seen, settings: Settings) -> Decision:
+    """Does not remember which rerun it has acted on."""
+    decision = decide(seen, settings)
+    if decision.status is None or decision.status.rerun == seen.job.status.rerun:
+        return decision
+    return replace(decision, status=decision.status.model_copy(update={"rerun": seen.job.status.rerun}))
+
+
+def reruns_with_spent_attempts(seen: Seen, settings: Settings) -> Decision:
+    """Counts what was before the rerun."""
+    decision = decide(seen, settings)
+    if decision.status is None or decision.status.rerun == seen.job.status.rerun:
+        return decision
+    forgiven = {"attempts_forgiven": seen.job.status.attempts_forgiven}
+    return replace(decision, status=decision.status.model_copy(update=forgiven))
+
+
+def reruns_what_was_cancelled(seen: Seen, settings: Settings) -> Decision:
+    status, asked = seen.job.status, seen.job.spec.rerun
+    if status.phase is JobPhase.CANCELLED and asked > status.rerun:
+        return Decision(status=report.rerun(status, seen.job))
+    return decide(seen, settings)
+
+
+def forgets_a_rerun_that_is_early(seen: Seen, settings: Settings) -> Decision:
+    """Takes a rerun that is asked for while the job still runs for done."""
+    decision = decide(seen, settings)
+    if decision.status is None or seen.job.status.phase.terminal:
+        return decision
+    return replace(decision, status=decision.status.model_copy(update={"rerun": seen.job.spec.rerun}))
+
+
+def suspension_spends_attempts(seen: Seen, settings: Settings) -> Decision:
+    """Goes on by itself after the pod was stopped."""
+    decision = decide(seen, settings)
+    if decision.status is None or decision.status.phase is not JobPhase.SUSPENDED:
+        return decision
+    return replace(decision, status=decision.status.model_copy(update={"phase": JobPhase.PENDING}))
+
+
 class _Impure:
     """Decides otherwise each time it is asked."""
 
@@ -98,25 +194,46 @@ class _Impure:
         return replace(decide(seen, settings), after=float(self._asked))
 
 
-BUGS: list[tuple[Decide, str]] = [
-    (takes_an_unseen_pod_for_gone, "was taken for lost"),
-    (takes_a_deleted_pod_for_gone, "may still run|run at the same time|failed became"),
-    (starts_while_suspended, "after the suspension was seen|does not come to rest"),
-    (ignores_cancel_in_backoff, "after the cancel was seen"),
-    (revives_finished_jobs, "changed after the job's end|at its end|is open"),
-    (retries_for_ever, "are allowed"),
-    (skips_a_number_that_is_taken, "may still run|follows attempt"),
-    (writes_the_status_of_a_pod_without_making_it, "does not end|does not come to rest"),
-    (takes_an_ended_container_for_a_new_one, "went back to its start"),
-    (_Impure(), "the same view, and another decision"),
+PLAIN: Focus = {"deadline": None, "depends_on": [], "hindrance": None, "budget": None, "ttl": None}
+RETRY: Focus = {**PLAIN, "attempts": None, "delay": 10, "end": KILLED}
+RERUN: Focus = {**PLAIN, "attempts": 1, "delay": 0, "end": KILLED, "bold": True}
+DEPENDENT: Focus = {**RETRY, "depends_on": ["first"]}
+TIMED: Focus = {**PLAIN, "deadline": 20}
+
+BUGS: list[tuple[Decide, str, Focus]] = [
+    (takes_an_unseen_pod_for_gone, "was taken for lost", PLAIN),
+    (takes_a_deleted_pod_for_gone, "may still run|run at the same time|failed became", PLAIN),
+    (starts_while_suspended, "after the suspension was seen|does not come to rest", PLAIN),
+    (ignores_cancel_without_a_pod, "after the cancel was seen", RETRY | {"bold": True}),
+    (revives_finished_jobs, "changed after the job's end|at its end|is open", {}),
+    (retries_for_ever, "are allowed", RERUN),
+    (skips_a_number_that_is_taken, "may still run|follows attempt", PLAIN),
+    (writes_the_status_of_a_pod_without_making_it, "does not end|does not come to rest", {}),
+    (takes_an_ended_container_for_a_new_one, "went back to its start", {}),
+    (_Impure(), "the same view, and another decision", {}),
+    (starts_without_a_slot, "made without a slot", PLAIN),
+    (suspension_spends_attempts, "does not come to rest", PLAIN),
+    (starts_before_its_dependencies, "before .* completed", DEPENDENT | {"neighbours": "absent"}),
+    (waits_for_failed_dependencies, "does not come to rest", DEPENDENT | {"neighbours": "Failed"}),
+    (waits_in_a_circle, "does not come to rest", DEPENDENT | {"neighbours": "in a circle"}),
+    (asks_for_dependencies_again, "does not come to rest", DEPENDENT | {"neighbours": "Completed"}),
+    (ignores_the_deadline_of_a_pod, "does not come to rest", TIMED),
+    (ignores_the_deadline_between_attempts, "after the deadline|does not come to rest", TIMED),
+    (leaves_pods_of_the_past, "does not come to rest|does not rest at its end", TIMED),
+    (ignores_reruns, "does not come to rest", RERUN),
+    (reruns_for_ever, "changed after the job's end", RERUN),
+    (reruns_with_spent_attempts, "does not count anew", RERUN),
+    (reruns_what_was_cancelled, "that has Cancelled runs again", PLAIN | {"bold": True}),
+    (forgets_a_rerun_that_is_early, "rerun changed before the job's end", RERUN),
 ]
 
 
-@pytest.mark.parametrize(("bug", "seen_as"), BUGS, ids=[getattr(bug, "__name__", "") for bug, _ in BUGS])
-def test_the_machine_sees_an_operator_that(bug: Decide, seen_as: str) -> None:
+@pytest.mark.parametrize(("bug", "seen_as", "focus"), BUGS, ids=[getattr(bug, "__name__", "") for bug, *_ in BUGS])
+def test_the_machine_sees_an_operator_that(bug: Decide, seen_as: str, focus: Focus) -> None:
     class Buggy(JobMachine):
         decide = staticmethod(bug)
 
+    Buggy.focus = focus
     generate = profile(1500, phases=[Phase.generate], report_multiple_bugs=False, verbosity=Verbosity.quiet)
     with pytest.raises(AssertionError, match=seen_as):
         run_state_machine_as_test(Buggy, settings=generate)  # type: ignore[no-untyped-call]

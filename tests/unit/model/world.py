@@ -386,6 +386,7 @@ class World:
     Attributes:
         admitted: whether there is a slot for the job.
         hindrance: what keeps every container from starting: reason and message.
+        calm_end: how containers end once nothing bad happens any more.
         endless: the agent works until it is told to stop.
         completed: names of the jobs beside it that have ever completed.
         hopeless: a job that this one depends on has failed or was cancelled, or depended on it, at some time.
@@ -397,6 +398,7 @@ class World:
         self.now = NOW
         self.admitted = True
         self.hindrance: tuple[str, str] | None = None
+        self.calm_end = COMPLETED
         self.endless = False
         self.completed: set[str] = set()
         self.hopeless = False
@@ -556,22 +558,12 @@ class World:
             wanted = self.job["spec"].get("dependsOn", [])
             self._edges |= {(name, other) for other in obj["spec"]["dependsOn"]}
             self.hopeless |= name in wanted and phase in ("Failed", "Cancelled")
-            self.hopeless |= any(self._reaches(other, KEY[1]) for other in wanted)
+            self.hopeless |= any(_reaches(self._edges, other, KEY[1]) for other in wanted)
         self.api.changed(obj, event)
-
-    def _reaches(self, name: str, goal: str) -> bool:
-        """Whether a job ever depended on another, directly or not."""
-        reached, before = {name}, set[str]()
-        while reached != before:
-            before = set(reached)
-            reached |= {wanted for dependent, wanted in self._edges if dependent in before}
-        return goal in reached
 
     def remove_neighbour(self, name: str) -> None:
         """Another job is deleted."""
-        obj = self.api.neighbours.pop(name, None)
-        if obj:
-            self.api.changed(obj, "DELETED")
+        self.api.changed(self.api.neighbours.pop(name), "DELETED")
 
     def delete_by_hand(self, pod: Json, force: bool) -> None:
         if force:
@@ -599,7 +591,7 @@ class World:
                 process.state = "ended"
         for _ in range(rounds):
             for pod in list(self.api.pods.values()):
-                self.take_its_course(pod)
+                self.take_its_course(pod, self.calm_end)
             after = self._look()
             busy = any(process.state != "ended" for process in self.processes.values())
             self.pass_time(1 if busy else max(after or 0, 1))
@@ -648,11 +640,16 @@ class World:
         if status.start_time and "activeDeadlineSeconds" in spec:
             return False
         if status.phase is Phase.PENDING and status.reason == "Dependencies":
-            return not status.attempts and not set(spec["dependsOn"]) <= self._now_completed()
+            return not status.attempts and self._can_be_hoped_for(spec["dependsOn"])
         return not self.admitted and status.phase is Phase.QUEUED and status.reason == "ConcurrencyLimit"
 
-    def _now_completed(self) -> set[str]:
-        return {name for name, obj in self.api.neighbours.items() if obj["status"]["phase"] == "Completed"}
+    def _can_be_hoped_for(self, wanted: Sequence[str]) -> bool:
+        """Whether some of these jobs have not completed, and none has failed or waits for this very job."""
+        there = self.api.neighbours
+        phases = [there[name]["status"]["phase"] if name in there else "" for name in wanted]
+        edges = {(name, other) for name, obj in there.items() for other in obj["spec"]["dependsOn"]}
+        failed, open_ones = {"Failed", "Cancelled"} & set(phases), [phase for phase in phases if phase != "Completed"]
+        return bool(open_ones) and not failed and not any(_reaches(edges, name, KEY[1]) for name in wanted)
 
 
 def finish(work: Coroutine[Any, Any, T]) -> T:
@@ -662,3 +659,12 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
     except StopIteration as stop:
         return cast(T, stop.value)
     raise AssertionError("the coroutine waits for something")
+
+
+def _reaches(edges: set[tuple[str, str]], name: str, goal: str) -> bool:
+    """Whether one job depends on another, directly or not."""
+    reached, before = {name}, set[str]()
+    while reached != before:
+        before = set(reached)
+        reached |= {wanted for dependent, wanted in edges if dependent in before}
+    return goal in reached
