@@ -1,4 +1,4 @@
-"""/healthz: is the process alive; /readyz: does it do its work, and how well."""
+"""/healthz: is the process alive; /readyz: does it do its work, and how well; /metrics: figures for Prometheus."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
+from claudejobs.metrics import Metrics
 from claudejobs.settings import Settings
 from claudejobs.store import Store
 
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class HealthServer:
-    """Serves the probes. A database or a Redis that is away degrades the operator, and does not make it unready: jobs
-    go on. A
-    standby is ready when it could take over, so that rollouts and disruption budgets count it."""
+    """Serves the probes and the metrics. A database or a Redis that is away degrades the operator, and does not make
+    it unready: jobs go on. A standby is ready when it could take over, so that rollouts and disruption budgets count
+    it."""
 
     def __init__(
         self,
@@ -31,10 +33,12 @@ class HealthServer:
         watch: Watch,
         election: Election | None,
         intake: Intake,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._election = election
         self._intake = intake
+        self._metrics = metrics
         self._controller = controller
         self._store = store
         self._watch = watch
@@ -46,6 +50,7 @@ class HealthServer:
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._figures)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "0.0.0.0", self._settings.health_port)  # noqa: S104 - the kubelet probes it
@@ -64,6 +69,9 @@ class HealthServer:
         overdue = last is not None and time.monotonic() - last > 3 * self._settings.resync_seconds + 60
         ok = not (overdue or self._watch.failed.is_set())
         return web.json_response({"ok": ok}, status=200 if ok else 503)
+
+    async def _figures(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def _readyz(self, _: web.Request) -> web.Response:
         health = asdict(self._store.health)

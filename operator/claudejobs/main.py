@@ -20,6 +20,8 @@ from claudejobs.kube.controller import Controller
 from claudejobs.kube.lease import Election, new_identity
 from claudejobs.kube.watch import Watch
 from claudejobs.logs import configure_logging
+from claudejobs.metrics import Metrics
+from claudejobs.scrape import Scraped
 from claudejobs.settings import Settings
 from claudejobs.store import Store
 
@@ -34,18 +36,21 @@ async def run_operator(settings: Settings, stop: asyncio.Event) -> int:
         ApiError: there is no usable cluster configuration.
     """
     store = Store(settings.database_url.get_secret_value())
-    identity = new_identity()
+    identity, metrics = new_identity(), Metrics()
+    on_write = metrics.api_write
     async with AsyncExitStack() as connections:
         election = None
         if settings.leader_election:
             # A client of its own, which no fence stops and whose connections nothing else uses.
-            election = Election(await connections.enter_async_context(KubeClient.connect(identity)), identity, settings)
+            own = KubeClient.connect(identity, on_write=on_write)
+            election = Election(await connections.enter_async_context(own), identity, settings)
         fence = election.fence if election else None
-        client = await connections.enter_async_context(KubeClient.connect(identity, fence))
-        controller = Controller(client, store, settings)
+        client = await connections.enter_async_context(KubeClient.connect(identity, fence, on_write))
+        controller = Controller(client, store, settings, metrics)
         intake = Intake(client, controller, settings)
         watch = Watch(settings, controller.on_job, controller.on_pod, intake.on_queue)
-        health = HealthServer(settings, controller, store, watch, election, intake)
+        health = HealthServer(settings, controller, store, watch, election, intake, metrics)
+        metrics.registry.register(Scraped(settings, controller, store, intake, election))
         await health.start()
         await store.start()
         if election:

@@ -146,7 +146,7 @@ class Settings(BaseSettings):
         description="Seconds between two renewals, and between two looks of a replica that stands by; at most half of "
         "LEASE_RENEW_DEADLINE, so that one lost renewal loses nothing.",
     )
-    health_port: int = Field(8080, ge=0, le=65535, description="Port of /healthz and /readyz; 0 chooses one.")
+    health_port: int = Field(8080, ge=0, le=65535, description="Port of /healthz, /readyz and /metrics; 0 chooses one.")
 
     @field_validator("watch_namespaces", "allowed_metadata_domains", mode="before")
     @classmethod

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import yaml
 
@@ -48,8 +48,17 @@ class Namespace:
 
     def run(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run kubectl in this namespace, whatever comes of it."""
-        command = [str(self.cluster.bin_dir / "kubectl"), "--kubeconfig", str(self.cluster.kubeconfig), "-n", self.name]
-        return subprocess.run([*command, *arguments], input=stdin, capture_output=True, text=True, check=False)
+        command = [*self._kubectl, *arguments]
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+
+    def start(self, *arguments: str, stdout: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start a kubectl that watches; the caller ends it."""
+        return subprocess.Popen([*self._kubectl, *arguments], stdin=subprocess.DEVNULL, stdout=stdout)
+
+    @property
+    def _kubectl(self) -> list[str]:
+        config = str(self.cluster.kubeconfig)
+        return [str(self.cluster.bin_dir / "kubectl"), "--kubeconfig", config, "-n", self.name]
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run kubectl; its output."""

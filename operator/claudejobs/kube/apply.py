@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from claudejobs.api.categories import Category
 from claudejobs.api.status import JobStatus, Phase
+from claudejobs.metrics import Metrics
 from claudejobs.reconcile import report
-from claudejobs.reconcile.decide import Decision, PodDeletion
 from claudejobs.reconcile.claim import build_claim, claim_hindrance
+from claudejobs.reconcile.decide import Decision, PodDeletion
 from claudejobs.reconcile.endings import Ending
 from claudejobs.reconcile.pod import PodBuildError, build_pod, pod_name
 from claudejobs.reconcile.views import JobView, Key
@@ -36,10 +37,11 @@ class Applier:
         writes: API writes so far (create, patch, delete), for the benchmark and the metrics.
     """
 
-    def __init__(self, client: KubeClient, cache: Cache, settings: Settings) -> None:
+    def __init__(self, client: KubeClient, cache: Cache, settings: Settings, metrics: Metrics | None = None) -> None:
         self._client = client
         self._cache = cache
         self._settings = settings
+        self._metrics = metrics
         self._progress_written: dict[Key, float] = {}
         self.writes = 0
 
@@ -107,10 +109,10 @@ class Applier:
             raise Stale("the job has changed")
         try:
             body = build_pod(fresh, attempt, status.session_id or "", job.status.cost_usd, self._settings)
-        except (PodBuildError, ValidationError) as error:
-            return self._unbuildable(job, str(error))
             if claim:
                 await self._ensure_claim(job, claim)
+        except (PodBuildError, ValidationError) as error:
+            return self._unbuildable(job, str(error))
         self.writes += 1
         try:
             self._cache.put_pod(await self._client.request("POST", pods_path(job.namespace), body))
@@ -125,8 +127,6 @@ class Applier:
                 raise
         return status
 
-    async def _adopt(self, job: JobView, attempt: int) -> None:
-        """A pod of that name exists: this attempt's, made before a crash or by another operator, or one in the way."""
     async def _ensure_claim(self, job: JobView, name: str) -> None:
         """Make the job's claim, unless it was made by an earlier attempt, or before a crash.
 
@@ -150,6 +150,8 @@ class Applier:
         if hindrance := claim_hindrance(claim, job):
             await self._hindered(job, *hindrance)
 
+    async def _adopt(self, job: JobView, attempt: int) -> None:
+        """A pod of that name exists: this attempt's, made before a crash or by another operator, or one in the way."""
         name = pod_name(job.name, attempt)
         pod = await self._client.get(pods_path(job.namespace, name))
         view = self._cache.put_pod(pod) if pod else None
@@ -199,6 +201,8 @@ class Applier:
             if error.status == 404:
                 raise Stale("the job is gone") from error
             raise
+        if self._metrics:
+            self._metrics.status_written(job.namespace, job.created, current, status, datetime.now(UTC))
         self._cache.put_job(answer)
         return None
 

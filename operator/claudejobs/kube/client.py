@@ -83,6 +83,14 @@ def claims_path(namespace: str, name: str | None = None) -> str:
     return f"/api/v1/namespaces/{namespace}/persistentvolumeclaims" + (f"/{name}" if name else "")
 
 
+def resource_of(path: str) -> str:
+    """The resource of a path, such as ``pods`` or ``claudecodejobs/status``, without namespace and name."""
+    parts = path.split("/")[3 if path.startswith("/api/") else 4 :]
+    if parts[0] == "namespaces" and len(parts) > 2:
+        parts = parts[2:]
+    return "/".join([parts[0], *parts[2:]])
+
+
 def leases_path(namespace: str) -> str:
     """Path of the leases of a namespace."""
     return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
@@ -133,25 +141,37 @@ class _FencedBody(aiohttp.BytesPayload):
         await super().write_with_length(writer, content_length)
 
 
+OnWrite = Callable[[str, str, int], None]
+"""Is told of each write that was sent: verb, resource, and the answer's HTTP status (0: no answer)."""
+
+
 class KubeClient:
     """Plain-JSON requests to one API server. Made by ``connect``; not safe across event loops."""
 
     def __init__(
-        self, configuration: Configuration, session: aiohttp.ClientSession, fence: Fence | None = None
+        self,
+        configuration: Configuration,
+        session: aiohttp.ClientSession,
+        fence: Fence | None = None,
+        on_write: OnWrite | None = None,
     ) -> None:
         self._configuration = configuration
         self._session = session
         self._fence = fence
+        self._on_write = on_write
         self._base = configuration.host.rstrip("/")
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, identity: str, fence: Fence | None = None) -> AsyncIterator[KubeClient]:
+    async def connect(
+        cls, identity: str, fence: Fence | None = None, on_write: OnWrite | None = None
+    ) -> AsyncIterator[KubeClient]:
         """Connect as the pod's service account, or else as the kubeconfig says.
 
         Args:
             identity: tells this process from others in the API server's audit log.
             fence: is asked before each write; without one, all are sent.
+            on_write: counts writes.
 
         Raises:
             ApiError: there is neither.
@@ -162,7 +182,7 @@ class KubeClient:
         )
         headers = {"User-Agent": f"{USER_AGENT}/{identity}"}
         async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
-            yield cls(configuration, session, fence)
+            yield cls(configuration, session, fence, on_write)
 
     async def request(
         self,
@@ -194,11 +214,19 @@ class KubeClient:
                 method, self._base + path, data=data, params=params, headers=headers, timeout=limit
             ) as response:
                 payload = await response.read()
+                self._count(method, path, response.status)
                 if response.status >= 300:
                     raise _api_error(response, payload)
                 return json.loads(payload) if payload else {}
-        except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError) as error:
+        except json.JSONDecodeError as error:
+            raise ApiError(0, type(error).__name__, str(error)) from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            self._count(method, path, 0)
             raise ApiError(0, type(error).__name__, str(error) or "no answer") from error
+
+    def _count(self, method: str, path: str, status: int) -> None:
+        if self._on_write and method != "GET":
+            self._on_write(method, resource_of(path), status)
 
     async def get(
         self, path: str, params: dict[str, str] | None = None, timeout: float = 30.0

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from claudejobs.api.process_state import process_id
 from claudejobs.api.status import Phase
+from claudejobs.metrics import Metrics, Reconcile
 from claudejobs.reconcile.admission import Admission, Claim, Limits
 from claudejobs.reconcile.decide import Seen, decide
 from claudejobs.reconcile.rows import closed_row, row_of, rows_of
@@ -48,13 +49,14 @@ class JobListener(Protocol):
 class Controller:
     """Holds the views, the work queue and the workers. For one event loop."""
 
-    def __init__(self, client: KubeClient, store: Store, settings: Settings) -> None:
+    def __init__(self, client: KubeClient, store: Store, settings: Settings, metrics: Metrics) -> None:
         self._client = client
+        self._metrics = metrics
         self._store = store
         self._settings = settings
         self._queue: WorkQueue[Key] = WorkQueue()
         self._cache = Cache()
-        self._applier = Applier(client, self._cache, settings)
+        self._applier = Applier(client, self._cache, settings, metrics)
         self._admission = Admission(
             Limits(settings.max_concurrent_jobs, settings.max_jobs_per_namespace, settings.max_jobs_per_user)
         )
@@ -123,6 +125,10 @@ class Controller:
         """Slots that are free for jobs of a namespace, and jobs of it that wait for one."""
         return self._admission.free(namespace), self._admission.waiting(namespace)
 
+    def workload(self) -> dict[str, int]:
+        """How many jobs are to be looked at, by the state of their keys in the work queue."""
+        return self._queue.sizes()
+
     async def resync(self) -> None:
         """List all jobs and pods, and mend what the watch missed: also deletions, which it can miss for ever.
 
@@ -189,22 +195,31 @@ class Controller:
                 key = await self._queue.get()
             except QueueClosed:
                 return
-            try:
-                await self._reconcile(key)
-                self._queue.succeeded(key)
-            except Stale as stale:
-                delay = self._queue.retry(key)
-                logger.debug("job %s/%s: %s; again in %.1f s", *key, stale, delay)
-            except ApiError as error:
-                delay = self._queue.retry(key, error.retry_after or 0.0)
-                self._stand_aside(key)
-                logger.warning("job %s/%s: %s; again in %.1f s", *key, error, delay)
-            except Exception:
-                delay = self._queue.retry(key)
-                self._stand_aside(key)
-                logger.exception("job %s/%s: a defect; again in %.1f s", *key, delay)
-            finally:
-                self._queue.done(key)
+            with self._metrics.reconcile() as look:
+                try:
+                    await self._look_at(key, look)
+                finally:
+                    self._queue.done(key)
+
+    async def _look_at(self, key: Key, look: Reconcile) -> None:
+        """Reconcile; what goes wrong is tried again."""
+        try:
+            await self._reconcile(key)
+            self._queue.succeeded(key)
+        except Stale as stale:
+            look.result = "stale"
+            delay = self._queue.retry(key)
+            logger.debug("job %s/%s: %s; again in %.1f s", *key, stale, delay)
+        except ApiError as error:
+            look.result = "api_error"
+            delay = self._queue.retry(key, error.retry_after or 0.0)
+            self._stand_aside(key)
+            logger.warning("job %s/%s: %s; again in %.1f s", *key, error, delay)
+        except Exception:
+            look.result = "defect"
+            delay = self._queue.retry(key)
+            self._stand_aside(key)
+            logger.exception("job %s/%s: a defect; again in %.1f s", *key, delay)
 
     async def _reconcile(self, key: Key) -> None:
         """See, decide, act, mirror."""

@@ -98,6 +98,11 @@ class WorkQueue(Generic[K]):
             self._again.discard(key)
             self.add(key)
 
+    def sizes(self) -> dict[str, int]:
+        """Keys that wait for a worker, are worked on, and wait out a failure."""
+        backing_off = sum(key not in self._ready and key not in self._active for key in self._failures)
+        return {"ready": len(self._ready), "active": len(self._active), "backing_off": backing_off}
+
     def close(self) -> None:
         """End: ``get`` raises from now on, and no timer fires."""
         self._closed = True
