@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
 from claudejobs.api.queue_job import QueueJob
@@ -21,9 +21,10 @@ from .connection import Client
 from .handling import Handler
 from .listener import listen
 from .mapping import progress_of
-from .plan import Absent, Active, Lock, Step, fetch_budget, plan_absent, plan_held
+from .plan import Absent, Active, Lock, Step, plan_absent, plan_held
 from .reports import Reports
 from .resources import QueueView, Resources
+from .turns import Turn, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,6 @@ RETRY_SECONDS = 30.0
 TELL_SECONDS = 0.5
 """Least time between two reports of progress."""
 
-Room = Callable[[str], tuple[int, int]]
-"""Free slots and waiting jobs of a namespace."""
-
 
 class Consumer:
     """One queue. Made and stopped by the manager.
@@ -53,7 +51,7 @@ class Consumer:
         snapshot: what the last sweep saw of the queue.
     """
 
-    def __init__(self, view: QueueView, resources: Resources, client: Client, listening: Client, room: Room) -> None:
+    def __init__(self, view: QueueView, resources: Resources, client: Client, listening: Client, turns: Turns) -> None:
         self.draining = False
         self.connected = False
         self.last_error: tuple[str, float] | None = None
@@ -62,17 +60,19 @@ class Consumer:
         self.run_id: str | None = None
         self._resources = resources
         self._listening = listening
-        self._room = room
         self._bull = BullQueue(client, view.spec.prefix, view.spec.queue_name, view.uid)
         self._reports = Reports(self._bull)
         self._handler = Handler(view, self._bull, self._reports, resources)
         self._flying: dict[str, asyncio.Task[None]] = {}
         self._begun: set[QueueJob] = set()
-        self._unborn: set[QueueJob] = set()  # held, and without a resource so far
         self._due: set[QueueJob] = set()
         self._swept = False
+        self._lost = False  # Redis has lost data, and no sweep has seen to it yet
         self._troubled = 0
         self._fetch_now = asyncio.Event()
+        self._turns = turns
+        self._turn = Turn(self._fetch_now, view.target)
+        self._unborn = self._turn.unborn
         self._sweep_now = asyncio.Event()
         self._tell_now = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
@@ -90,12 +90,14 @@ class Consumer:
 
     def start(self) -> None:
         """Start the loops."""
+        self._turns.join(self._turn)
         for loop in (self._sweep, self._fetch, self._tell, self._listen):
             self._loops.append(asyncio.create_task(self._repeat(loop), name=f"{loop.__name__} {self.view.qualified}"))
 
     async def stop(self, timeout: float) -> None:
         """Stop, once what is under way has ended or ``timeout`` seconds have passed. What is held stays locked, and the
         next process goes on with it."""
+        self._turns.leave(self._turn)
         for task in self._loops:
             task.cancel()
         if self._flying:
@@ -114,7 +116,6 @@ class Consumer:
             if job.queue_job in self._begun or job.queue_job in self.held:
                 self._due.add(job.queue_job)
                 self._tell_now.set()
-                self._fetch_now.set()  # it has left its slot
         elif job.status.attempt:
             percent = max(job.status.progress, live.progress if live else 0)
             step = live.step if live else ""
@@ -155,19 +156,32 @@ class Consumer:
         """Renew all locks, and do what the queue jobs need that are held, or were."""
         began, spec = time.monotonic(), self.view.spec
         self._sweep_now.clear()
-        current = await run_id(self._bull.client)
+        before = set(self._begun)
         remembered = (await self._bull.recall()).get("run_id")
         active = await self._bull.sweep(self._handler.lock_ms)
+        # Redis may answer and yet refuse to write: out of memory, or a replica. Then nothing can be fetched or told.
+        await self._bull.remember(swept=str(int(time.time())))
         self._back()
-        held = frozenset(one.identity for one in active if one.lock is Lock.OURS)
-        self.held, self._begun = held, self._begun - held
-        self._unborn &= held | self._begun
-        work = self._plan_held(active) + await self._plan_absent(active, data_lost=current != remembered)
-        await self._carry_out(work)
+        self.held = frozenset(one.identity for one in active if one.lock is Lock.OURS)
+        self._begun -= before  # each of them is held by now, or finished
+        self._unborn &= self.held | self._begun
+        absent = self._absent(active)
+        found = await self._bull.look_up([identity.id for identity, _ in absent])
+        # Asked last: whatever was missing above was missing in this process of Redis, or in one before it.
+        current = await run_id(self._bull.client)
+        self._lost = lost = current != remembered
+        if lost and self._flying:
+            # What is under way is planned for by no sweep; whether Redis has lost it must be seen by this one. Nothing
+            # more is begun until then.
+            await asyncio.wait(list(self._flying.values()), timeout=spec.lock_seconds / 4)
+            return
+        self._reports.retain({one.identity for one in active} | self._begun | {identity for identity, _ in absent})
+        done = await self._carry_out(self._plan_held(active) + _plan_absent(absent, found, lost))
+        self._lost = False
         snapshot = await self._bull.snapshot()
         if not snapshot.old_pause:
             await self._bull.return_stalled(spec.lock_seconds * 250)
-        if current != remembered:
+        if lost and done:
             await self._bull.remember(run_id=current)
         self.run_id, self.snapshot = current, snapshot
         if not self._swept:
@@ -184,21 +198,24 @@ class Consumer:
                 work.append((plan_held(one, job), one.identity, job))
         return work
 
-    async def _plan_absent(self, active: Sequence[Active], data_lost: bool) -> list[_Work]:
-        here = {one.identity.id for one in active} | set(self._flying)
-        jobs = [
+    def _absent(self, active: Sequence[Active]) -> list[tuple[QueueJob, JobView]]:
+        """The resources whose queue jobs are not active, and of which something may still be to do."""
+        here = {one.identity for one in active}
+        return [
             (job.queue_job, job)
             for job in self._resources.of_queue(self.view)
-            if job.queue_job and job.queue_job.id not in here and job.uid not in self._handler.settled
-        ]
-        found = await self._bull.look_up([identity.id for identity, _ in jobs])
-        return [
-            (plan_absent(job, identity, found.get(identity.id, Absent(None)), data_lost), identity, job)
-            for identity, job in jobs
+            if job.queue_job
+            and job.queue_job not in here
+            and job.queue_job.id not in self._flying
+            and job.uid not in self._handler.settled
         ]
 
-    async def _carry_out(self, work: Sequence[_Work]) -> None:
-        """Some at a time; one that fails is planned again by the next sweep, and keeps no other back."""
+    async def _carry_out(self, work: Sequence[_Work]) -> bool:
+        """Some at a time; one that fails is planned again by the next sweep, and keeps no other back.
+
+        Returns:
+            Whether all losses were noted.
+        """
         slots = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(steps: Sequence[Step], identity: QueueJob, job: JobView | None) -> None:
@@ -209,24 +226,33 @@ class Consumer:
                     await self._handler.do(step, identity, job)
                 self._unborn.discard(identity)
 
-        outcomes = await asyncio.gather(*(one(*each) for each in work if each[0]), return_exceptions=True)
+        work = [each for each in work if each[0]]
+        outcomes = await asyncio.gather(*(one(*each) for each in work), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         for failure in failures:
             self._note(failure)
         self._troubled = self._troubled + 1 if failures else 0
         if failures:
             asyncio.get_running_loop().call_later(min(2.0**self._troubled, RETRY_SECONDS), self._sweep_now.set)
+        failed = [steps for (steps, _, _), outcome in zip(work, outcomes, strict=True) if outcome is not None]
+        return not any(Step.MARK_LOST in steps for steps in failed)
 
     async def _fetch(self) -> None:
-        """Take queue jobs while there is room for them."""
+        """Take queue jobs while there is room for them, and it is this queue's turn."""
         self._fetch_now.clear()
-        while self._may_fetch() and self._budget() > 0:
-            fetched = await self._bull.fetch(self._handler.lock_ms)
+        while self._may_fetch() and self._turns.take(self._turn, self.view.spec.look_ahead):
+            try:
+                fetched = await self._bull.fetch(self._handler.lock_ms)
+            except BaseException:
+                self._turns.pass_on(self._turn)
+                raise
+            self._turns.taken(self._turn, fetched.identity if fetched else None)
             if fetched is None:
                 break
             self._begun.add(fetched.identity)
-            self._unborn.add(fetched.identity)
             await self._fly(fetched.identity, self._begin(fetched))
+        if not self._may_fetch():
+            self._turns.pass_on(self._turn)
         await _wait(self._fetch_now, POLL_SECONDS)
 
     async def _begin(self, fetched: Fetched) -> None:
@@ -235,18 +261,14 @@ class Consumer:
 
     def _may_fetch(self) -> bool:
         # Not before the first sweep: what was fetched before a crash comes first, and Redis is known to answer.
-        return self._swept and self.connected and not self.view.spec.suspend and not self.draining
-
-    def _budget(self) -> int:
-        free, waiting = self._room(self.view.target)
-        return fetch_budget(free, self.view.spec.look_ahead, waiting + len(self._unborn))
+        return self._swept and self.connected and not self._lost and not self.view.spec.suspend and not self.draining
 
     async def _tell(self) -> None:
         """Send progress and log lines, and the ends of jobs."""
         await _wait(self._tell_now, TELL_SECONDS)
         self._tell_now.clear()
         await self._reports.flush()
-        for identity in [identity for identity in self._due if identity.id not in self._flying]:
+        for identity in [identity for identity in self._due if identity.id not in self._flying and not self._lost]:
             self._due.discard(identity)
             job = self._resources.find(self.view, identity)
             if job and job.status.phase.terminal and job.uid not in self._handler.settled:
@@ -298,6 +320,15 @@ class Consumer:
 
 
 _Work = tuple[list[Step], QueueJob, JobView | None]
+
+
+def _plan_absent(
+    absent: Sequence[tuple[QueueJob, JobView]], found: Mapping[str, Absent], data_lost: bool
+) -> list[_Work]:
+    return [
+        (plan_absent(job, identity, found.get(identity.id, Absent(None)), data_lost), identity, job)
+        for identity, job in absent
+    ]
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -23,6 +23,7 @@ from . import state
 from .connection import Client, connect
 from .consumer import Consumer
 from .resources import QueueView, Resources
+from .turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Intake:
         self._controller = controller
         self._settings = settings
         self._resources = Resources(client, controller)
+        self._turns = Turns(controller.room)
         self._queues: dict[Key, _Queue] = {}
         self._redis: Client | None = None
         self._listening: Client | None = None
@@ -96,17 +98,29 @@ class Intake:
         away = sorted(name for name, consumer in drained.items() if not consumer.connected)
         return {"state": "degraded" if away else "ok", "queues": len(drained), "away": away}
 
+    def readings(self) -> dict[Key, tuple[bool, QueueStatus]]:
+        """Each queue as it is now: whether it is drained, and what Redis says of it."""
+        now = datetime.now(UTC)
+        return {
+            key: (queue.consumer is not None and queue.problem is None, _status_of(queue, queue.view, now))
+            for key, queue in self._queues.items()
+            if queue.view
+        }
+
     # What the controller tells: it goes to the queue that the job is of.
 
     def job_changed(self, job: JobView, live: LiveReport | None) -> None:
         """A job was looked at."""
         if consumer := self._consumer_of(job):
             consumer.job_changed(job, live)
+        if job.status.phase.terminal:
+            self._turns.room_made()
 
     def job_gone(self, job: JobView) -> None:
         """A job was deleted."""
         if consumer := self._consumer_of(job):
             consumer.job_gone(job)
+        self._turns.room_made()
 
     def job_said(self, key: Key, text: str) -> None:
         """The agent did or printed something."""
@@ -139,10 +153,10 @@ class Intake:
                 if not listed:
                     await self._list()
                     listed = True
-                for key in list(self._queues):
-                    await self._look_at(key)
             except ApiError as error:
-                logger.warning("the queues are looked at again: %s", error)
+                logger.warning("the queues are listed again: %s", error)
+            for key in list(self._queues):
+                await self._try_to_look_at(key)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._look_now.wait(), LOOK_SECONDS)
 
@@ -173,14 +187,23 @@ class Intake:
             spec=spec,
         )
 
+    async def _try_to_look_at(self, key: Key) -> None:
+        """Look at a queue; what goes wrong with one keeps no other back."""
+        try:
+            await self._look_at(key)
+        except ApiError as error:
+            logger.warning("queue %s/%s is looked at again: %s", *key, error)
+        except Exception:
+            logger.exception("queue %s/%s: a defect", *key)
+
     async def _look_at(self, key: Key) -> None:
         """Start, change or stop what drains a queue, and write its status."""
         queue = self._queues[key]
         view, consumer = queue.view, queue.consumer
         if consumer and (view is None or view.uid != consumer.view.uid):
-            # What was fetched goes on to its end; a new resource of the name waits for that.
+            # What was fetched goes on to its end, unless another resource takes it over.
             consumer.draining = True
-            if not consumer.idle:
+            if not consumer.idle and not self._has_successor(consumer.view):
                 return
             await consumer.stop(5.0)
             consumer = queue.consumer = None
@@ -191,7 +214,7 @@ class Intake:
         if queue.problem is None and consumer is None:
             assert self._redis is not None
             assert self._listening is not None
-            queue.consumer = Consumer(view, self._resources, self._redis, self._listening, self._controller.room)
+            queue.consumer = Consumer(view, self._resources, self._redis, self._listening, self._turns)
             queue.consumer.start()
             logger.info("queue %s is drained into namespace %s", view.qualified, view.target)
         elif consumer:
@@ -199,6 +222,11 @@ class Intake:
             if consumer.view != view:
                 consumer.update(view)
         await self._write_status(key, queue, view)
+
+    def _has_successor(self, old: QueueView) -> bool:
+        """Whether another resource takes over what an old one has fetched: its jobs must be where the new one looks."""
+        views = [queue.view for queue in self._queues.values() if queue.view and queue.view.uid != old.uid]
+        return any((view.qualified, view.target) == (old.qualified, old.target) for view in views)
 
     async def _problem_of(self, view: QueueView) -> tuple[str, str] | None:
         """Why a queue cannot be drained: a reason in one word, and a message."""
@@ -215,6 +243,9 @@ class Intake:
         first = min([view, *older], key=lambda one: (one.created, one.uid))
         if first is not view:
             return "Conflict", f"ClaudeCodeQueue {first.namespace}/{first.name} drains {view.qualified} already"
+        ending = [queue.consumer for queue in self._queues.values() if queue.consumer]
+        if any(one.draining and one.view.qualified == view.qualified and one.view.uid != view.uid for one in ending):
+            return "Draining", f"jobs of {view.qualified} that a deleted ClaudeCodeQueue has fetched still run"
         if view.target != view.namespace:
             return await self._target_problem(view)
         return None
@@ -231,14 +262,9 @@ class Intake:
         return None
 
     async def _write_status(self, key: Key, queue: _Queue, view: QueueView) -> None:
-        now, consumer = datetime.now(UTC), queue.consumer
-        status = state.accepted(queue.status, queue.problem, view.generation, now)
-        if consumer:
-            status = state.connected(
-                status, consumer.snapshot, consumer.connected, consumer.last_error, view.generation, now
-            )
-            status = status.model_copy(update={"held": len(consumer.held), "redis_run_id": consumer.run_id})
-            await self._tell_of_redis(queue, view, consumer)
+        status = _status_of(queue, view, datetime.now(UTC))
+        if queue.consumer:
+            await self._tell_of_redis(queue, view, queue.consumer)
         if status == queue.status:
             return
         value = status.model_dump(by_alias=True, mode="json", exclude_none=True)
@@ -271,3 +297,13 @@ class Intake:
             await post_event(self._client, about, "Warning", "RedisAway", text)
         else:
             await post_event(self._client, about, "Normal", "RedisBack", "Redis answers again")
+
+
+def _status_of(queue: _Queue, view: QueueView, now: datetime) -> QueueStatus:
+    """The status that a queue should have now."""
+    consumer = queue.consumer
+    status = state.accepted(queue.status, queue.problem, view.generation, now)
+    if consumer is None:
+        return status
+    status = state.connected(status, consumer.snapshot, consumer.connected, consumer.last_error, view.generation, now)
+    return status.model_copy(update={"held": len(consumer.held), "redis_run_id": consumer.run_id})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +51,11 @@ class Reports:
         """The job is finished."""
         self._reports.pop(job, None)
         self._dirty.discard(job)
+
+    def retain(self, jobs: AbstractSet[QueueJob]) -> None:
+        """Forget all other jobs: their ends came without a resource's, or not through this process."""
+        for job in self._reports.keys() - jobs:
+            self.forget(job)
 
     async def flush(self) -> None:
         """Send what is new. What raises is kept for the next time."""
