@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from localcluster.fakenodes import FakeNodes, kwok
 from localcluster.settings import REPOSITORY, LocalClusterError, Settings, from_environment
 from localcluster.targets import Cluster, Target, select
 
 __all__ = [
     "Cluster",
+    "FakeNodes",
     "LocalClusterError",
     "Settings",
     "Target",
@@ -20,6 +22,7 @@ __all__ = [
     "build_and_load_images",
     "ensure",
     "from_environment",
+    "kwok",
     "select",
 ]
 

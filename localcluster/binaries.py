@@ -87,6 +87,16 @@ def tools() -> Module:
     )
 
 
+def kwok() -> Module:
+    """Describe the module of kwok, which plays nodes and their pods; only what asks for it pays for its build."""
+    return Module(
+        HERE / "kwok",
+        "-s -w",
+        ("sigs.k8s.io/kwok/cmd/kwok",),
+        "building kwok (two minutes, once)",
+    )
+
+
 def ensure(cache: Path) -> Binaries:
     """Return the programs, building what the cache does not hold.
 
