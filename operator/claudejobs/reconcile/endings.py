@@ -10,6 +10,9 @@ from claudejobs.api.events import Outcome, RunnerResult
 
 from .views import LiveReport, PodView
 
+MAX_SIGNAL = 64
+"""The highest signal of Linux; a shell and a container runtime report death by one as exit code 128 and more."""
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -78,7 +81,7 @@ def _disruption(pod: PodView) -> tuple[Category, str] | None:
         told = pod.message if pod.reason == "Evicted" or pod.disruption == "TerminationByKubelet" else ""
         if re.search(r"exceeds the (total )?limit", told):
             # A volume of the job's own ran full: the next attempt would fill it, too.
-            return Category.WORKSPACE, f"{told}; raise spec.workspace.emptyDir.sizeLimit, or write less"
+            return Category.WORKSPACE, f"{told.rstrip(' .')}; raise spec.workspace.emptyDir.sizeLimit, or write less"
         return Category.EVICTED, told or f"the pod was evicted from node {pod.node}"
     if pod.reason == "DeadlineExceeded":
         return Category.TIMEOUT, "the attempt's timeout passed, and the runner did not stop by itself"
@@ -97,7 +100,8 @@ def _without_result(pod: PodView, live: LiveReport | None) -> Ending:
     if code is None:  # the kubelet did not take it in: no room after all, a device gone, the node starting anew
         told = pod.message or pod.reason or "it does not say why"
         return Ending(Category.EVICTED, f"node {pod.node} refused the pod: {told}")
-    how = f"was killed by signal {code - 128}" if code > 128 else f"exited with code {code}"
+    # Beyond the signals lies 255, with which containerd reports a container whose shim died.
+    how = f"was killed by signal {code - 128}" if 128 < code <= 128 + MAX_SIGNAL else f"exited with code {code}"
     message = f"the runner {how} without a result that can be read{tail}"
     return Ending(Category.RUNNER_CRASH, message[:2000], None, code)
 
