@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import localcluster
 from claudejobs.kube.client import USER_AGENT
 from localcluster import Cluster
-from tests.support.kube import Namespace, unique, wait_for
+from tests.support.kube import Namespace, unique
+from tests.support.model import scripted_model
 from tests.support.operator import REPOSITORY
 
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
@@ -62,29 +60,18 @@ def own_namespace(cluster: Cluster) -> Iterator[Namespace]:
     yield from make_namespace(cluster)
 
 
+@pytest.fixture(scope="module")
+def module_namespace(cluster: Cluster) -> Iterator[Namespace]:
+    """A namespace for the tests of one file."""
+    yield from make_namespace(cluster)
+
+
 @pytest.fixture(scope="session")
 def model_url(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The scripted model, a process on the machine's side of the cluster's network."""
     assert cluster.gateway, "the end-to-end tests need a cluster whose pods reach this machine"
-    out = tmp_path_factory.mktemp("model") / "out"
-    with out.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "images/scripted-model/scripted_model.py", "--host", cluster.gateway, "--port", "0"],
-            cwd=REPOSITORY,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        port = wait_for(lambda: _port(out), "the scripted model prints its port")
-        yield f"http://{cluster.gateway}:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def _port(out: Path) -> str | None:
-    digits = [word.rsplit(":", 1)[-1].strip("/ ") for word in out.read_text().split()]
-    return next((d for d in digits if d.isdigit()), None)
+    with scripted_model(cluster.gateway, tmp_path_factory.mktemp("model") / "out") as url:
+        yield url
 
 
 def audit_writes(cluster: Cluster, name: str, namespace: str | None = None) -> list[tuple[str, str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,35 +19,38 @@ __all__ = ["postgres_server"]
 HERE = Path(__file__).parent
 
 
-def run(process: OperatorProcess) -> Iterator[OperatorProcess]:
-    """Start an operator; at the end it must stop cleanly, and its log must tell of no defect."""
-    yield process.start()
-    assert process.stop() == 0
-    text = process.log.read_text()
-    assert "a defect" not in text, text[-5000:]
-    assert "Traceback" not in text, text[-5000:]
+Serve = Callable[..., AbstractContextManager[OperatorProcess]]
+
+PACE = {"resync_seconds": 10, "default_cpu_request": "50m"}
+"""Small requests, so that the pods of many tests fit a machine with two cores; what they use is not bounded by it."""
 
 
 @pytest.fixture(scope="session")
-def operator(
-    namespace: Namespace,
-    model_url: str,
-    runner_image: str,
-    postgres_server: PostgresServer,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[OperatorProcess]:
+def serve(
+    model_url: str, runner_image: str, postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Serve:
+    """Runs an operator for a namespace, on a PostgreSQL database of its own: ``with serve(namespace, SETTING=…)``.
+    At the end it must stop cleanly, and its log must tell of no defect."""
+
+    @contextmanager
+    def run(namespace: Namespace, **settings: object) -> Iterator[OperatorProcess]:
+        given = {"model_base_url": model_url, "runner_image": runner_image, "start_timeout": 60} | PACE | settings
+        database = postgres_server.url(postgres_server.create_database())
+        process = OperatorProcess(namespace, tmp_path_factory.mktemp("operator") / "log", database, **given)
+        yield process.start()
+        assert process.stop() == 0
+        text = process.log.read_text()
+        assert "a defect" not in text, text[-5000:]
+        assert "Traceback" not in text, text[-5000:]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def operator(namespace: Namespace, serve: Serve) -> Iterator[OperatorProcess]:
     """The session's operator."""
-    yield from run(
-        OperatorProcess(
-            namespace,
-            tmp_path_factory.mktemp("operator") / "log",
-            postgres_server.url(postgres_server.create_database()),
-            model_base_url=model_url,
-            runner_image=runner_image,
-            start_timeout=60,
-            resync_seconds=10,
-        )
-    )
+    with serve(namespace) as process:
+        yield process
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ def own_operator(
     made: list[OperatorProcess] = []
 
     def make(**settings: object) -> OperatorProcess:
-        given = {"model_base_url": model_url, "runner_image": runner_image, "resync_seconds": 10} | settings
+        given = {"model_base_url": model_url, "runner_image": runner_image} | PACE | settings
         log = tmp_path / f"operator-{len(made) + 1}.log"
         made.append(OperatorProcess(own_namespace, log, f"sqlite:///{tmp_path}/state.db", **given))
         return made[-1]

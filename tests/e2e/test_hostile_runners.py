@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import make_namespace
-from tests.e2e.conftest import run
-from tests.integration.postgres import PostgresServer
+from tests.e2e.conftest import Serve
 from tests.support.kube import Namespace, job, unique, wait_for
 from tests.support.operator import OperatorProcess, wait_rows
 
@@ -16,28 +14,10 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def place(cluster: object) -> Iterator[Namespace]:
-    yield from make_namespace(cluster)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def impatient(
-    place: Namespace,
-    misbehaving_image: str,
-    postgres_server: PostgresServer,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[OperatorProcess]:
+def impatient(module_namespace: Namespace, misbehaving_image: str, serve: Serve) -> Iterator[OperatorProcess]:
     """An operator that runs the misbehaving image and waits 8 s for a pod to start."""
-    yield from run(
-        OperatorProcess(
-            place,
-            tmp_path_factory.mktemp("impatient") / "log",
-            postgres_server.url(postgres_server.create_database()),
-            runner_image=misbehaving_image,
-            start_timeout=8,
-            retry_attempts=1,
-        )
-    )
+    with serve(module_namespace, runner_image=misbehaving_image, start_timeout=8, retry_attempts=1) as process:
+        yield process
 
 
 @pytest.mark.parametrize(
@@ -50,11 +30,11 @@ def impatient(
     ],
 )
 async def test_a_runner_without_a_readable_result_has_crashed(
-    place: Namespace, impatient: OperatorProcess, prompt: str, said: str
+    module_namespace: Namespace, impatient: OperatorProcess, prompt: str, said: str
 ) -> None:
     name = unique("crash")
-    place.apply(job(name, prompt))
-    status = place.wait_phase(name, "Failed", "Completed")
+    module_namespace.apply(job(name, prompt))
+    status = module_namespace.wait_phase(name, "Failed", "Completed")
     assert (status["phase"], status["reason"]) == ("Failed", "runner_crash")
     assert said in status["message"]
     (row,) = await wait_rows(impatient, name, "failed")
@@ -62,41 +42,47 @@ async def test_a_runner_without_a_readable_result_has_crashed(
     assert all(len(line) < 100_000 for line in row["logs"])
 
 
-async def test_more_memory_than_the_limit_is_called_oom(place: Namespace, impatient: OperatorProcess) -> None:
+async def test_more_memory_than_the_limit_is_called_oom(
+    module_namespace: Namespace, impatient: OperatorProcess
+) -> None:
     name = unique("oom")
-    place.apply(job(name, "memory", podTemplate={"resources": {"limits": {"memory": "128Mi"}}}))
-    status = place.wait_phase(name, "Failed")
+    module_namespace.apply(job(name, "memory", podTemplate={"resources": {"limits": {"memory": "128Mi"}}}))
+    status = module_namespace.wait_phase(name, "Failed")
     assert status["reason"] == "oom"
     assert "spec.podTemplate.resources.limits.memory" in status["message"]
 
 
-async def test_a_runner_that_hears_no_signal_is_killed_on_cancel(place: Namespace, impatient: OperatorProcess) -> None:
+async def test_a_runner_that_hears_no_signal_is_killed_on_cancel(
+    module_namespace: Namespace, impatient: OperatorProcess
+) -> None:
     name = unique("deaf")
-    place.apply(job(name, "deaf", terminationGracePeriodSeconds=1))
-    place.wait_phase(name, "Running")
-    place.patch(name, cancel=True)
-    assert place.wait_phase(name, "Cancelled", "Failed")["phase"] == "Cancelled"
+    module_namespace.apply(job(name, "deaf", terminationGracePeriodSeconds=1))
+    module_namespace.wait_phase(name, "Running")
+    module_namespace.patch(name, cancel=True)
+    assert module_namespace.wait_phase(name, "Cancelled", "Failed")["phase"] == "Cancelled"
     await wait_rows(impatient, name, "cancelled")
 
 
-async def test_a_secret_that_lacks_the_key_fails_the_job(place: Namespace, impatient: OperatorProcess) -> None:
+async def test_a_secret_that_lacks_the_key_fails_the_job(
+    module_namespace: Namespace, impatient: OperatorProcess
+) -> None:
     name = unique("nokey")
-    place.kubectl("create", "secret", "generic", name, "--from-literal=PASSWORD=x")
-    place.apply(job(name, credentialsSecretRef={"name": name}))
-    status = place.wait_phase(name, "Failed")
+    module_namespace.kubectl("create", "secret", "generic", name, "--from-literal=PASSWORD=x")
+    module_namespace.apply(job(name, credentialsSecretRef={"name": name}))
+    status = module_namespace.wait_phase(name, "Failed")
     assert status["reason"] == "credentials"
     assert "has no key ANTHROPIC_API_KEY" in status["message"]
     (row,) = await wait_rows(impatient, name, "failed")
     assert row["error_category"] == "credentials"
-    wait_for(lambda: not place.pods(name), "the pod is removed")
+    wait_for(lambda: not module_namespace.pods(name), "the pod is removed")
 
 
 async def test_a_pod_that_no_node_takes_fails_with_the_schedulers_words(
-    place: Namespace, impatient: OperatorProcess
+    module_namespace: Namespace, impatient: OperatorProcess
 ) -> None:
     name = unique("nonode")
-    place.apply(job(name, podTemplate={"nodeSelector": {"disk": "quantum"}}))
-    status = place.wait_phase(name, "Failed")
+    module_namespace.apply(job(name, podTemplate={"nodeSelector": {"disk": "quantum"}}))
+    status = module_namespace.wait_phase(name, "Failed")
     assert status["reason"] == "unschedulable"
     assert "node affinity/selector" in status["message"]
     await wait_rows(impatient, name, "failed")

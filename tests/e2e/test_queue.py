@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from localcluster import Cluster
-from tests.e2e.conftest import run
+from tests.e2e.conftest import Serve
 from tests.support.kube import Namespace, unique, wait_for
 from tests.support.node import NodeError, NodeProcess
 from tests.support.operator import REPOSITORY, OperatorProcess, wait_rows
@@ -28,32 +27,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def queue_namespace(cluster: Cluster) -> Iterator[Namespace]:
-    from tests.conftest import make_namespace  # noqa: PLC0415 - a fixture of this file's own scope
-
-    yield from make_namespace(cluster)
-
-
-@pytest.fixture(scope="module")
-def operator(
-    queue_namespace: Namespace,
-    server: RedisServer,
-    model_url: str,
-    runner_image: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[OperatorProcess]:
-    folder = tmp_path_factory.mktemp("operator")
-    yield from run(
-        OperatorProcess(
-            queue_namespace,
-            folder / "log",
-            f"sqlite:///{folder}/state.db",
-            model_base_url=model_url,
-            runner_image=runner_image,
-            resync_seconds=10,
-            redis_url=server.url(),
-        )
-    )
+def operator(module_namespace: Namespace, server: RedisServer, serve: Serve) -> Iterator[OperatorProcess]:
+    with serve(module_namespace, redis_url=server.url()) as process:
+        yield process
 
 
 def make_queue(namespace: Namespace, **spec: Any) -> dict[str, Any]:
@@ -84,9 +60,9 @@ def jobs_of(namespace: Namespace, queue: dict[str, Any]) -> list[dict[str, Any]]
 
 @pytest.mark.parametrize("version", [6, 5])
 async def test_a_producer_gets_the_result_of_its_job(
-    queue_namespace: Namespace, operator: OperatorProcess, server: RedisServer, version: int
+    module_namespace: Namespace, operator: OperatorProcess, server: RedisServer, version: int
 ) -> None:
-    queue = make_queue(queue_namespace, template={"claude": {"model": "claude-sonnet-4-5"}})
+    queue = make_queue(module_namespace, template={"claude": {"model": "claude-sonnet-4-5"}})
     payload = data(
         "script: tasks 4",
         arguments={"branch": "main"},
@@ -113,7 +89,7 @@ async def test_a_producer_gets_the_result_of_its_job(
         events = [event["event"] for event in listener.events if event.get("jobId") == "one"]
         assert [event for event in events if event != "progress"] == ["added", "waiting", "active", "completed"]
         assert len(listener.named("progress", jobId="one")) >= 2
-    (resource,) = jobs_of(queue_namespace, queue)
+    (resource,) = jobs_of(module_namespace, queue)
     spec = resource["spec"]
     assert spec["prompt"] == payload["command"]
     assert spec["userId"] == "ada"
@@ -130,9 +106,9 @@ async def test_a_producer_gets_the_result_of_its_job(
 
 
 def test_a_job_that_fails_goes_to_the_dead_letters(
-    queue_namespace: Namespace, operator: OperatorProcess, server: RedisServer
+    module_namespace: Namespace, operator: OperatorProcess, server: RedisServer
 ) -> None:
-    queue = make_queue(queue_namespace)
+    queue = make_queue(module_namespace)
     dead = {"queue": f"{queue['queue']}-dead-letter", "prefix": PREFIX}
     with (
         NodeProcess("producer.js", server) as producer,
@@ -146,15 +122,17 @@ def test_a_job_that_fails_goes_to_the_dead_letters(
         job = producer.command("getJob", **queue, jobId="poor")
         assert job["state"] == "failed"
         assert job["stacktrace"][0].startswith("attempt 1: billing")
-        (resource,) = jobs_of(queue_namespace, queue)
+        (resource,) = jobs_of(module_namespace, queue)
         letter = producer.command("getJob", **dead, jobId=resource["metadata"]["name"])
         assert letter["state"] == "waiting"
         assert letter["data"] == payload
         assert letter["logs"][0].startswith("billing: ")
 
 
-def test_dead_letters_are_sent_back(queue_namespace: Namespace, operator: OperatorProcess, server: RedisServer) -> None:
-    queue = make_queue(queue_namespace)
+def test_dead_letters_are_sent_back(
+    module_namespace: Namespace, operator: OperatorProcess, server: RedisServer
+) -> None:
+    queue = make_queue(module_namespace)
     dead = {"queue": f"{queue['queue']}-dead-letter", "prefix": PREFIX}
 
     def replay(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -189,7 +167,7 @@ def test_dead_letters_are_sent_back(queue_namespace: Namespace, operator: Operat
         assert sent.returncode == 0, sent.stderr
         for job_id, payload in payloads.items():
             listener.wait_for_event(lambda _, job_id=job_id: len(listener.named("failed", jobId=job_id)) == 2, 120)
-            again = [job for job in jobs_of(queue_namespace, queue) if job["spec"]["taskId"] == payload["taskId"]]
+            again = [job for job in jobs_of(module_namespace, queue) if job["spec"]["taskId"] == payload["taskId"]]
             assert len(again) == 2
             assert [job["spec"]["priority"] for job in again] == [-3, -3]
         unknown = replay("--id", "nobody")
@@ -198,9 +176,9 @@ def test_dead_letters_are_sent_back(queue_namespace: Namespace, operator: Operat
 
 
 def test_wrong_data_fails_at_once_with_the_field(
-    queue_namespace: Namespace, operator: OperatorProcess, server: RedisServer
+    module_namespace: Namespace, operator: OperatorProcess, server: RedisServer
 ) -> None:
-    queue = make_queue(queue_namespace)
+    queue = make_queue(module_namespace)
     wrong: dict[str, tuple[Any, str]] = {
         "no-command": ({"taskId": "t", "userId": "u"}, "data.command"),
         "number": (data(timeout="soon"), "data.timeout"),
@@ -216,20 +194,20 @@ def test_wrong_data_fails_at_once_with_the_field(
             with pytest.raises(NodeError, match=f"invalid_request: {told}"):
                 producer.command("waitUntilFinished", **queue, jobId=job_id, ttl=60_000, timeout=70)
             assert producer.command("getJob", **queue, jobId=job_id)["attemptsMade"] == 1
-    assert jobs_of(queue_namespace, queue) == []
+    assert jobs_of(module_namespace, queue) == []
 
 
 def test_a_job_is_cancelled_from_either_side(
-    queue_namespace: Namespace, operator: OperatorProcess, server: RedisServer
+    module_namespace: Namespace, operator: OperatorProcess, server: RedisServer
 ) -> None:
-    queue = make_queue(queue_namespace, lockSeconds=12)  # an obliterated queue tells nobody: the next sweep notices
+    queue = make_queue(module_namespace, lockSeconds=12)  # an obliterated queue tells nobody: the next sweep notices
     with NodeProcess("producer.js", server) as producer:
         for job_id in ("event", "kubectl", "deleted", "obliterated"):
             producer.command("add", **queue, name="run", data=data("script: hang"), opts={"jobId": job_id})
         names = {}
 
         def all_run() -> bool:
-            for resource in jobs_of(queue_namespace, queue):
+            for resource in jobs_of(module_namespace, queue):
                 if resource.get("status", {}).get("phase") == "Running":
                     identity = json.loads(resource["metadata"]["annotations"]["claudecode.dev/queue-job"])
                     names[identity["id"]] = resource["metadata"]["name"]
@@ -237,11 +215,11 @@ def test_a_job_is_cancelled_from_either_side(
 
         wait_for(all_run, "all four run", 120)
         producer.command("publishCancel", **queue, jobId="event")
-        queue_namespace.patch(names["kubectl"], cancel=True)
-        queue_namespace.kubectl("delete", "ccj", names["deleted"], "--wait=false")
+        module_namespace.patch(names["kubectl"], cancel=True)
+        module_namespace.kubectl("delete", "ccj", names["deleted"], "--wait=false")
         for job_id in ("event", "kubectl", "deleted"):
             with pytest.raises(NodeError, match="cancelled"):
                 producer.command("waitUntilFinished", **queue, jobId=job_id, ttl=60_000, timeout=70)
-        queue_namespace.wait_phase(names["event"], "Cancelled")
+        module_namespace.wait_phase(names["event"], "Cancelled")
         producer.command("obliterate", **queue, force=True)
-        queue_namespace.wait_phase(names["obliterated"], "Cancelled")
+        module_namespace.wait_phase(names["obliterated"], "Cancelled")
