@@ -76,23 +76,6 @@ async def test_a_missing_secret_is_named_and_waited_for(namespace: Namespace, op
     await wait_rows(operator, name, "completed")
 
 
-@pytest.mark.parametrize(
-    ("script", "category"), [("401", "auth"), ("credit", "billing"), ("toolong", "context_overflow"), ("404", None)]
-)
-async def test_what_cannot_be_mended_is_not_tried_again(
-    namespace: Namespace, operator: OperatorProcess, script: str, category: str | None
-) -> None:
-    name = unique("final")
-    namespace.apply(job(name, f"script: {script}", retry={"maxAttempts": 5, "backoff": {"delaySeconds": 0}}))
-    status = namespace.wait_phase(name, "Failed", "Completed")
-    assert status["phase"] == "Failed"
-    assert status["reason"] == (category or "invalid_request")
-    assert status["attempt"] == 1
-    (row,) = await wait_rows(operator, name, "failed")
-    assert row["error_category"] == status["reason"]
-    assert row["error"]
-
-
 async def test_a_pod_deleted_by_hand_is_replaced_and_costs_no_attempt(
     namespace: Namespace, operator: OperatorProcess
 ) -> None:

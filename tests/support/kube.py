@@ -87,6 +87,12 @@ class Namespace:
         obj = self.get("ccj", name)
         return (obj or {}).get("status", {})
 
+    def uid_of(self, name: str) -> str:
+        """A job's UID."""
+        obj = self.get("ccj", name)
+        assert obj is not None
+        return str(obj["metadata"]["uid"])
+
     def pods(self, name: str) -> list[dict[str, Any]]:
         """The pods of a job."""
         items: list[dict[str, Any]] = json.loads(

@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from claudejobs.api.process_state import LogLine
 from claudejobs.store import Store, StoreUnavailableError
 
 from .kube import Namespace, wait_for
@@ -92,6 +93,17 @@ class OperatorProcess:
         finally:
             await store.stop()
         return sorted(rows, key=lambda row: row["attempt"])
+
+    async def lines(self, process: str) -> list[LogLine]:
+        """The stored log lines of an attempt (by process id), in order."""
+        store = Store(self.database_url)
+        lines: list[LogLine] = []
+        try:
+            while page := await store.log_lines(process, lines[-1].seq if lines else 0, 5000):
+                lines += page
+        finally:
+            await store.stop()
+        return lines
 
 
 async def wait_rows(operator: OperatorProcess, name: str, *statuses: str) -> list[dict[str, Any]]:
