@@ -1,4 +1,6 @@
-"""A TCP proxy as a process of its own, so that a test can take a server's place: hang it (SIGSTOP) or cut it (SIGKILL).
+"""A TCP proxy as a process of its own, so that a test can take a server's place.
+
+It hangs (SIGSTOP), is cut off (SIGKILL), or breaks the connections of the moment (SIGUSR1).
 
 As a program: ``python -m tests.support.proxy PORT TARGET_HOST TARGET_PORT``.
 """
@@ -46,6 +48,10 @@ class ApiServerProxy:
         self._process.kill()
         self._process.wait()
 
+    def break_connections(self) -> None:
+        """Break connections, and take new ones."""
+        self._process.send_signal(signal.SIGUSR1)
+
     def _listens(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self._port)) == 0
@@ -60,10 +66,19 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def _serve(port: int, host: str, target: int) -> None:
+    open_ones: set[asyncio.StreamWriter] = set()
+
+    def break_all() -> None:
+        for writer in open_ones:
+            writer.transport.abort()
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(host, target)
+        open_ones.update((writer, back))
         await asyncio.gather(_pipe(reader, back), _pipe(there, writer))
+        open_ones.difference_update((writer, back))
 
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, break_all)
     server = await asyncio.start_server(connected, "127.0.0.1", port)
     await server.serve_forever()
 

@@ -1,0 +1,65 @@
+"""A job's log in the database: every line once and in order, whatever happens on the way there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from claudejobs.api.process_state import LogLine
+from tests.support.kube import Namespace, job, wait_for
+from tests.support.operator import OperatorProcess, wait_rows
+from tests.support.proxy import ApiServerProxy
+
+pytestmark = pytest.mark.e2e
+
+COUNT = 'n=0; until [ -e stop ]; do n=$((n+1)); echo "line $n" >/proc/1/fd/1; sleep 0.01; done'
+CUTS = 4
+MORE = 50
+"""Lines that pass between two faults."""
+
+
+async def stored(operator: OperatorProcess, process: str, at_least: int) -> list[LogLine]:
+    """The stored lines, once there are so many."""
+    lines: list[LogLine] = []
+    for _ in range(600):
+        lines = await operator.lines(process)
+        if len(lines) >= at_least:
+            return lines
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"{len(lines)} lines are stored, not {at_least}")
+
+
+async def test_streams_that_are_cut_and_an_operator_that_is_killed_lose_and_double_nothing(
+    own_namespace: Namespace, own_operator: Callable[..., OperatorProcess], tmp_path: Path
+) -> None:
+    proxy = ApiServerProxy(own_namespace.cluster.kubeconfig, tmp_path)
+    try:
+        first = own_operator(kubeconfig=proxy.kubeconfig).start()
+        own_namespace.apply(job("counting", f"script: tool {COUNT}"))
+        own_namespace.wait_phase("counting", "Running")
+        process = f"{own_namespace.uid_of('counting')}-1"
+        seen = len(await stored(first, process, MORE))
+        for _ in range(CUTS):
+            proxy.break_connections()
+            seen = len(await stored(first, process, seen + MORE))
+        first.kill()
+        printed = ("logs", "counting-1")
+        wait_for(
+            lambda: len(own_namespace.kubectl(*printed).splitlines()) > seen + MORE, "lines come while nobody reads"
+        )
+        second = own_operator(kubeconfig=proxy.kubeconfig).start()
+        await stored(second, process, seen + 2 * MORE)
+        proxy.break_connections()
+        own_namespace.kubectl("exec", "counting-1", "-c", "runner", "--", "touch", "/workspace/stop")
+        assert own_namespace.wait_phase("counting", "Completed", "Failed")["phase"] == "Completed"
+        await wait_rows(second, "counting", "completed")
+        whole = own_namespace.kubectl(*printed).splitlines()
+        lines = await stored(second, process, len(whole))
+        assert [line.line for line in lines] == whole
+        assert [line.seq for line in lines] == list(range(1, len(whole) + 1))
+        assert second.stop() == 0
+    finally:
+        proxy.cut()
