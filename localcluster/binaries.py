@@ -97,6 +97,16 @@ def kwok() -> Module:
     )
 
 
+def provisioner() -> Module:
+    """Describe the module of what makes volumes for claims."""
+    return Module(
+        HERE / "provisioner",
+        "-s -w",
+        ("./folder", "github.com/rancher/local-path-provisioner"),
+        "building local-path-provisioner (a minute or two, once)",
+    )
+
+
 def ensure(cache: Path) -> Binaries:
     """Return the programs, building what the cache does not hold.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 
 import localcluster
-from localcluster import Cluster, LocalClusterError, demo_queue, from_environment
+from localcluster import Cluster, LocalClusterError, demo_queue
 from localcluster.following import follow, printable
 from localcluster.progress import say, step
 from localcluster.settings import REPOSITORY
@@ -98,7 +97,7 @@ def main() -> int:
         install(kubectl, images, key, database, more)
     if queue:
         return demo_queue.run(kubectl, SYSTEM, JOBS, scripted=not key)
-    prepare_workspace(kubectl, cluster)
+    prepare_workspace(kubectl)
     kubectl("-n", JOBS, "apply", "-f", str(REPOSITORY / "examples" / "hello.yaml"))
     say(f"Applied examples/hello.yaml in namespace {JOBS}.")
     try:
@@ -195,8 +194,8 @@ def scripted_model(image: str) -> list[dict[str, Any]]:
     ]
 
 
-def prepare_workspace(kubectl: Kubectl, cluster: Cluster) -> None:
-    """Remove the last run's job and workspace; the local cluster has no provisioner, so make the volume by hand."""
+def prepare_workspace(kubectl: Kubectl) -> None:
+    """Remove the last run's job and workspace."""
     with step("Making room for the job"):
         # Only what the demo made: the namespace may hold jobs of the person who tries things out.
         gone = ("--ignore-not-found", "--wait=true", "--timeout=120s")
@@ -204,26 +203,6 @@ def prepare_workspace(kubectl: Kubectl, cluster: Cluster) -> None:
         kubectl("-n", JOBS, "delete", "pod", "--selector", f"claudecode.dev/job={NAME}", *gone)
         kubectl("-n", JOBS, "delete", "pod", "reader", *gone)
         kubectl("-n", JOBS, "delete", "pvc", "hello-workspace", *gone)
-    if cluster.kind != "local":
-        return
-    kubectl("delete", "pv", f"{JOBS}-workspace", "--ignore-not-found", "--wait=true", "--timeout=60s")
-    folder = from_environment().state / "volumes" / f"{JOBS}-workspace"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    os.chown(folder, USER, USER)
-    kubectl.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": f"{JOBS}-workspace"},
-            "spec": {
-                "capacity": {"storage": "1Gi"},
-                "accessModes": ["ReadWriteOnce"],
-                "claimRef": {"namespace": JOBS, "name": "hello-workspace"},
-                "hostPath": {"path": str(folder)},
-            },
-        }
-    )
 
 
 def show(kubectl: Kubectl, image: str) -> int:

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from localcluster import addons, binaries, images, network, packages, pki, processes, teardown
+from localcluster import addons, binaries, images, network, packages, pki, processes, storage, teardown
 from localcluster.components import Component, all_components
 from localcluster.network import API_SERVICE, DNS_SERVICE, Network
 from localcluster.oci import scratch_image
@@ -41,6 +41,7 @@ class LocalCluster:
             in_parallel(
                 lambda: packages.ensure(packages.TO_RUN),
                 lambda: made.append(binaries.ensure(self._settings.cache)),
+                self._provisioner,
             )
             (built,) = made
             if teardown.was_cut(self._settings):
@@ -105,6 +106,10 @@ class LocalCluster:
     @property
     def _lock(self) -> Path:
         return self._settings.state_root / f"{self._settings.name}.lock"
+
+    def _provisioner(self) -> Path:
+        """Build what makes volumes, unless that was done; its directory."""
+        return binaries.build(binaries.provisioner(), self._settings.cache / "bin")
 
     @property
     def _pids(self) -> Path:
@@ -201,19 +206,18 @@ class LocalCluster:
             seconds=30,
             of=("containerd",),
         )
-        present = self._images()
         for program, reference in (("pause", pause), ("coredns", dns)):
-            if reference not in present:
-                content = scratch_image(
-                    reference,
-                    {program: (built.tools / program).read_bytes()},
-                    [f"/{program}"],
-                    platform.machine(),
-                )
-                archive = self._settings.state / f"{program}.tar"
-                archive.write_bytes(content)
-                self._ctr("images", "import", str(archive))
-                archive.unlink()
+            self._import_image(reference, [built.tools / program])
+
+    def _import_image(self, reference: str, programs: list[Path]) -> None:
+        """Make an image of these programs, unless it is there; the first is its entry point."""
+        if reference in self._images():
+            return
+        files = {program.name: program.read_bytes() for program in programs}
+        archive = self._settings.state / f"{programs[0].name}.tar"
+        archive.write_bytes(scratch_image(reference, files, [f"/{programs[0].name}"], platform.machine()))
+        self._ctr("images", "import", str(archive))
+        archive.unlink()
 
     def _wait_for_api(self) -> None:
         self._wait("the API server is ready", self._api_ready, seconds=90, of=_STARTED_BEFORE_API)
@@ -239,10 +243,14 @@ class LocalCluster:
 
     def _apply_addons(self, dns_image: str) -> bool:
         """Apply what changed since the last time; say whether that was anything."""
-        manifests = addons.manifests(dns_image, self._nameservers())
+        built = self._provisioner()
+        image = f"localhost/claudejobs-provisioner:{built.name.rpartition('-')[2]}"
+        volumes = storage.manifests(image, self._settings.state / "volumes")
+        manifests = f"{addons.manifests(dns_image, self._nameservers())}---\n{volumes}"
         if self._recorded("addons") == _hash(manifests):
             return False
-        with step("applying DNS"):
+        with step("applying DNS and storage"):
+            self._import_image(image, [built / program for program in storage.PROGRAMS])
             self._kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=manifests)
         write(self._settings.state / "addons", _hash(manifests))
         return True

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from cryptography import x509
 
-from localcluster import addons, dockerfiles, pki
+from localcluster import addons, dockerfiles, pki, storage
 from localcluster.binaries import Binaries
 from localcluster.components import Component, all_components, audit_policy, containerd_config, kubelet_config
 from localcluster.network import Network
@@ -137,6 +137,20 @@ def test_changed_dns_configuration_makes_new_pods() -> None:
         return deployment["spec"]["template"]["metadata"]["annotations"]
 
     assert annotations([]) != annotations(["192.0.2.53"])
+
+
+def test_volumes_are_made_below_the_folder_by_the_image_that_is_there(settings: Settings) -> None:
+    objects = {o["kind"]: o for o in yaml.safe_load_all(storage.manifests("localhost/x:1", settings.state / "volumes"))}
+    annotations = objects["StorageClass"]["metadata"]["annotations"]
+    assert annotations == {"storageclass.kubernetes.io/is-default-class": "true"}
+    data = objects["ConfigMap"]["data"]
+    config = json.loads(data["config.json"])
+    assert [p for entry in config["nodePathMap"] for p in entry["paths"]] == [f"{settings.state}/volumes"]
+    (helper,) = yaml.safe_load(data["helperPod.yaml"])["spec"]["containers"]
+    (provisioner,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert {c["image"] for c in (helper, provisioner)} == {"localhost/x:1"}
+    assert {c["imagePullPolicy"] for c in (helper, provisioner)} == {"Never"}
+    assert {Path(config[key]).name for key in ("setupCommand", "teardownCommand")} <= set(storage.PROGRAMS)
 
 
 def test_an_image_archive_is_complete_and_reproducible() -> None:
