@@ -1,0 +1,194 @@
+"""How fast queue jobs become ClaudeCodeJobs: this operator, a Node worker that spawns processes, the API server alone.
+
+All arms may run every job at the same time, so that nothing but handing over is measured: time runs from the
+producer's addBulk to the last resource made, or the last process spawned. The operator makes the jobs' pods meanwhile,
+as it always does (no node takes them). The floor posts the same resources by the operator's own client.
+
+Also: how soon after Redis came back a job that was added then is a resource.
+
+    python -m localcluster run -- python benchmarks/drain_queue.py [JOBS] [ROUNDS]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bullmq import Queue
+
+import localcluster
+from claudejobs.api.base import API_VERSION
+from claudejobs.api.queue import QUEUE_KIND, QueueSpec
+from claudejobs.api.queue_job import QueueJob
+from claudejobs.intake.connection import connect
+from claudejobs.intake.consumer import IN_FLIGHT
+from claudejobs.intake.mapping import map_job
+from claudejobs.kube.client import KubeClient, jobs_path, pods_path, queues_path
+from tests.support.kube import Namespace, unique
+from tests.support.node import NodeProcess
+from tests.support.operator import OperatorProcess
+from tests.support.redis import RedisServer
+
+AWAY_SECONDS = 5.0
+TEMPLATE = {"podTemplate": {"nodeSelector": {"benchmark": "nowhere"}}}
+ARMS = ("operator", "worker", "floor")
+
+
+async def main(jobs: int, rounds: int) -> None:
+    """Run all arms in turn, print medians and ratios."""
+    cluster = localcluster.ensure()
+    namespace = Namespace(cluster, unique("bench-drain"))
+    namespace.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace.name}})
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        (folder / "redis").mkdir()
+        with RedisServer(folder / "redis") as server, NodeProcess("producer.js", server) as producer:
+            operator = OperatorProcess(
+                namespace,
+                folder / "log",
+                f"sqlite:///{folder}/state.db",
+                redis_url=server.url(),
+                max_concurrent_jobs=100000,
+            ).start()
+            try:
+                async with KubeClient.connect("benchmark") as client:
+                    bench = Bench(client, namespace.name, server, producer, jobs)
+                    times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+                    for number in range(rounds):
+                        turn = number % len(ARMS)
+                        for arm in ARMS[turn:] + ARMS[:turn]:
+                            times[arm].append(await bench.measure(arm))
+                    back = [await bench.measure_return() for _ in range(rounds)]
+            finally:
+                operator.stop()
+                namespace.run("delete", "namespace", namespace.name, "--wait=false")
+    report(times, back, jobs)
+
+
+class Bench:
+    """The servers, and what is done with them."""
+
+    def __init__(
+        self, client: KubeClient, namespace: str, server: RedisServer, producer: NodeProcess, jobs: int
+    ) -> None:
+        self._client, self._namespace, self._server, self._producer = client, namespace, server, producer
+        self._jobs = jobs
+
+    async def measure(self, arm: str) -> float:
+        """Seconds that all jobs take; what was made is removed afterwards."""
+        if arm == "floor":
+            return await self._measure_floor()
+        name = unique(arm)
+        if arm == "worker":
+            return await asyncio.to_thread(self._measure_worker, name)
+        await self._make_queue(name)
+        begin = time.perf_counter()
+        await asyncio.to_thread(self._add, name)
+        seconds = await self._until_all_are_made(begin)
+        await self._remove_queue(name)
+        return seconds
+
+    async def measure_return(self) -> float:
+        """Seconds from Redis back to a resource of a job that is added at that moment."""
+        name = unique("back")
+        await self._make_queue(name)
+        await asyncio.to_thread(self._server.kill)
+        await asyncio.sleep(AWAY_SECONDS)
+        await asyncio.to_thread(self._server.start)
+        begin = time.perf_counter()
+        connection = connect(self._server.url())
+        await Queue(name, {"connection": connection}).add("run", data(0), {"jobId": "first"})
+        seconds = await self._until_all_are_made(begin, 1)
+        await connection.aclose()
+        await self._remove_queue(name)
+        return seconds
+
+    def _add(self, name: str) -> None:
+        jobs = [{"name": "run", "data": data(n), "opts": {"jobId": f"job-{n}"}} for n in range(self._jobs)]
+        self._producer.command("addBulk", queue=name, jobs=jobs)
+
+    def _measure_worker(self, name: str) -> float:
+        settings = {"queue": name, "concurrency": self._jobs, "command": ["sleep", "30"]}
+        with NodeProcess("spawn-worker.js", self._server, **settings) as worker:
+            begin = time.perf_counter()
+            self._add(name)
+            while len(worker.named("spawned")) < self._jobs:
+                time.sleep(0.02)
+            return time.perf_counter() - begin
+
+    async def _measure_floor(self) -> float:
+        spec = QueueSpec.model_validate({"queueName": "floor", "template": TEMPLATE})
+        gate = asyncio.Semaphore(IN_FLIGHT)
+
+        async def post(number: int) -> None:
+            identity = QueueJob("bull:floor", f"job-{number}", 1)
+            manifest = map_job(identity, data(number), {}, spec, "floor", self._namespace).manifest
+            async with gate:
+                await self._client.request("POST", jobs_path(self._namespace), manifest)
+
+        begin = time.perf_counter()
+        await asyncio.gather(*(post(number) for number in range(self._jobs)))
+        seconds = time.perf_counter() - begin
+        await self._clear()
+        return seconds
+
+    async def _make_queue(self, name: str) -> None:
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": QUEUE_KIND,
+            "metadata": {"name": name},
+            "spec": {"queueName": name, "template": TEMPLATE, "deadLetter": False},
+        }
+        await self._client.request("POST", queues_path(self._namespace), body)
+        while not (await self._queue(name) or {}).get("status", {}).get("connected"):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+    async def _queue(self, name: str) -> dict[str, Any] | None:
+        return await self._client.get(queues_path(self._namespace, name))
+
+    async def _remove_queue(self, name: str) -> None:
+        await self._clear()
+        await self._client.request("DELETE", queues_path(self._namespace, name))
+
+    async def _until_all_are_made(self, begin: float, wanted: int | None = None) -> float:
+        while await self._count(jobs_path(self._namespace)) < (wanted or self._jobs):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        return time.perf_counter() - begin
+
+    async def _count(self, path: str) -> int:
+        page = await self._client.request("GET", path, params={"limit": "1"})
+        return len(page["items"]) + page["metadata"].get("remainingItemCount", 0)
+
+    async def _clear(self) -> None:
+        for path in (jobs_path(self._namespace), pods_path(self._namespace)):
+            options = {"propagationPolicy": "Background", "gracePeriodSeconds": 0}
+            await self._client.request("DELETE", path, options)
+            while await self._count(path):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
+
+def data(number: int) -> dict[str, Any]:
+    """What a producer puts into a job."""
+    return {"taskId": f"task-{number}", "userId": "ada", "command": "do nothing"}
+
+
+def report(times: dict[str, list[float]], back: list[float], jobs: int) -> None:
+    """Print rates and ratios."""
+    rates = {arm: jobs / statistics.median(seconds) for arm, seconds in times.items()}
+    for arm, seconds in times.items():
+        spread = f"{min(seconds):.2f}-{max(seconds):.2f} s"
+        print(f"{arm:<10} {rates[arm]:8.1f} jobs/s  ({spread}, {len(seconds)} rounds of {jobs})")
+    print(f"operator / Node worker that spawns a process per job: {rates['operator'] / rates['worker']:.2f}")
+    print(f"operator / floor (posting the resources alone):       {rates['operator'] / rates['floor']:.2f}")
+    spread = f"{min(back):.2f}-{max(back):.2f} s"
+    print(f"first job after Redis was away for {AWAY_SECONDS:.0f} s: {statistics.median(back):.2f} s ({spread})")
+
+
+if __name__ == "__main__":
+    numbers = [int(argument) for argument in sys.argv[1:]]
+    asyncio.run(main(*(numbers + [500, 3][len(numbers) :])))
