@@ -10,12 +10,15 @@ import pytest_asyncio
 
 from claudejobs.store import upgrade
 from localcluster import Cluster
+from tests.integration.postgres import postgres_server
 
 from .api import Api
 from .arena import Arena
-from .field import NOTES, TRIED, Field
+from .field import FIGURES, NOTES, TRIED, Field
 from .kubelet import fake_node
 from .processes import ForkServer
+
+__all__ = ["postgres_server"]
 
 ARENAS = 6
 """Runs at a time. Most of a run is waiting."""
@@ -62,6 +65,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("fault points tried")
         for kind, count in sorted(TRIED.items()):
             terminalreporter.write_line(f"{count:5d}  {kind}")
-        terminalreporter.write_line(f"{sum(TRIED.values()):5d}  in all")
+    if NOTES:
+        terminalreporter.section("what else was counted")
     for note in NOTES:
         terminalreporter.write_line(note)
+    if TRIED or FIGURES:
+        points = f"{sum(TRIED.values())} fault points of {len(+TRIED)} kinds tried"
+        terminalreporter.section("; ".join([points, *(f"{count} {what}" for what, count in FIGURES.items())]))

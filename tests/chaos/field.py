@@ -18,6 +18,9 @@ FULL = os.environ.get("CHAOS") == "full"
 TRIED: Counter[str] = Counter()
 """Fault points tried in this session, by kind; only faults that struck are counted."""
 
+FIGURES: Counter[str] = Counter()
+"""What else this session has counted, for the line that sums it up."""
+
 NOTES: list[str] = []
 """What else is to be said at the end of the session."""
 

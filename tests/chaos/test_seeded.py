@@ -11,7 +11,7 @@ import pytest_asyncio
 from .api import JOBS, PODS
 from .arena import Run
 from .faults import Fault, Kind
-from .field import NOTES, Field
+from .field import FIGURES, NOTES, Field
 from .seeded import BUGS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -62,5 +62,6 @@ async def test_a_deliberate_bug_is_caught(bug: str, runs: Runs, field: Field) ->
     kinds = sorted({fault.kind if fault else "no fault at all" for fault in caught})
     NOTES.append(f"bug {bug}: caught at {len(caught)} of {len(faults)} points: {'; '.join(kinds)}")
     assert caught, f"nothing shows {bug}"
+    FIGURES["seeded bugs caught"] += 1
     sound = await asyncio.gather(*(field.run(scenario, fault) for fault in caught))
     assert not any(run.trouble for run in sound), "a sound operator fails there, too"
