@@ -129,7 +129,7 @@ class Verdict:
 
 
 def is_crash(ending: Ending) -> bool:
-    """The CLI's process died without a result, so that running it again may help."""
+    """The CLI's process died or fell silent without a result, so that running it again may help."""
     error = ending.error
     if ending.report is not None or isinstance(error, ResultError | CLINotFoundError):
         return False
@@ -139,7 +139,12 @@ def is_crash(ending: Ending) -> bool:
         return ending.started or code is None or code < 0 or code >= 128
     if isinstance(error, CLIConnectionError):
         return ending.started
-    return error is None or isinstance(error, ClaudeSDKError)
+    return error is None or isinstance(error, ClaudeSDKError) or _is_silent(error)
+
+
+def _is_silent(error: BaseException) -> bool:
+    """The CLI did not answer the SDK in time, as it happens on a machine with too much to do; a bare Exception."""
+    return type(error) is Exception and str(error).startswith("Control request timeout")
 
 
 def lost_session(ending: Ending) -> bool:
