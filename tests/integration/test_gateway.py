@@ -20,6 +20,7 @@ from claudejobs.api.events import BUDGET_SPENT
 from tests.support.gateway import KEY, Attempt, GatewayProcess, pod_token
 from tests.support.kube import Namespace, unique, wait_for
 from tests.support.operator import REPOSITORY
+from tests.support.proxy import ApiServerProxy
 
 pytestmark = pytest.mark.e2e
 
@@ -390,6 +391,25 @@ async def test_a_model_that_is_away_or_breaks_off_is_told(
     async with http.post(gateway.url + PATH, json=question("drop", stream=True), headers=headers) as response:
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.read()
+
+
+async def test_running_attempts_go_on_while_the_api_server_is_away(
+    http: aiohttp.ClientSession,
+    namespace: Namespace,
+    make_gateway: Callable[..., GatewayProcess],
+    attempt: Attempt,
+    model: str,
+    tmp_path: Path,
+) -> None:
+    proxy = await asyncio.to_thread(ApiServerProxy, namespace.cluster.kubeconfig, tmp_path)
+    gateway = await asyncio.to_thread(make_gateway, model, kubeconfig=proxy.kubeconfig)
+    token, other = attempt.token(), Attempt(namespace, unique("unseen")).token()
+    assert (await ask(http, gateway, token))[0] == 200
+    proxy.cut()
+    assert (await ask(http, gateway, token))[0] == 200
+    status, answer, headers = await ask(http, gateway, other)
+    assert (status, "Retry-After" in headers) == (503, True), answer
+    assert json.loads(gateway.admin("/healthz")) == {"ok": True}
 
 
 def test_wrong_settings_end_the_start_with_a_line_that_names_them(tmp_path: Path) -> None:

@@ -24,8 +24,11 @@ KEY = "sk-ant-the-key-that-no-pod-may-see"
 class GatewayProcess:
     """Starts and ends ``claudejobs gateway``. Settings are environment variables."""
 
-    def __init__(self, namespace: Namespace, folder: Path, upstream: str, **settings: object) -> None:
+    def __init__(
+        self, namespace: Namespace, folder: Path, upstream: str, kubeconfig: Path | None = None, **settings: object
+    ) -> None:
         self.namespace = namespace
+        self._kubeconfig = kubeconfig or namespace.cluster.kubeconfig
         self.log = folder / "gateway.log"
         self.key_file = folder / "key"
         self.key_file.write_text(KEY + "\n")
@@ -51,7 +54,7 @@ class GatewayProcess:
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "SSL_CERT_FILE")}
         environment = kept | {
             "PYTHONPATH": str(REPOSITORY / "operator"),
-            "KUBECONFIG": str(self.namespace.cluster.kubeconfig),
+            "KUBECONFIG": str(self._kubeconfig),
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
