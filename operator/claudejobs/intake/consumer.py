@@ -101,11 +101,12 @@ class Consumer:
         for task in self._loops:
             task.cancel()
         if self._flying:
-            await asyncio.wait(self._flying.values(), timeout=timeout)
-        for task in [*self._loops, *self._flying.values()]:
+            await asyncio.wait(list(self._flying.values()), timeout=timeout)
+        tasks = [*self._loops, *self._flying.values()]
+        for task in tasks:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        if tasks:
+            await asyncio.wait(tasks, timeout=2.0)  # the end of the process must not wait for a library for ever
 
     # What the controller tells. Nothing here waits.
 
@@ -332,5 +333,7 @@ def _plan_absent(
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
+    # Not wait_for, which before Python 3.12 forgets that it was cancelled when the event is set at that moment.
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), max(0.0, seconds))
+        async with asyncio.timeout(max(0.0, seconds)):
+            await event.wait()

@@ -157,8 +157,9 @@ class Intake:
                 logger.warning("the queues are listed again: %s", error)
             for key in list(self._queues):
                 await self._try_to_look_at(key)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._look_now.wait(), LOOK_SECONDS)
+            with suppress(TimeoutError):  # not wait_for: see the consumer
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._look_now.wait()
 
     async def _list(self) -> None:
         namespaces: list[str | None] = list(self._settings.watch_namespaces) or [None]

@@ -99,7 +99,9 @@ class Writer:
             if due is not None and (due == 0 or self._hurry):
                 return
             try:
-                await asyncio.wait_for(self._wake.wait(), due)
+                # Not wait_for, which before Python 3.12 forgets that it was cancelled when the event is set just then.
+                async with asyncio.timeout(due):
+                    await self._wake.wait()
             except TimeoutError:
                 return
 
