@@ -26,6 +26,12 @@ def unscheduled(message: str, reason: str = "Unschedulable") -> Json:
             Category.WORKSPACE,
             "PersistentVolumeClaim repo does not exist in namespace team",
         ),
+        (
+            unscheduled("0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"),
+            "WorkspaceUnbound",
+            Category.UNSCHEDULABLE,
+            "kubectl describe pvc",
+        ),
         (waiting("ErrImagePull", "manifest unknown"), "ImagePull", Category.IMAGE, "manifest unknown"),
         (waiting("ImagePullBackOff", "Back-off pulling"), "ImagePull", Category.IMAGE, "Back-off pulling"),
         (waiting("ErrImageNeverPull", "not present"), "ImagePull", Category.IMAGE, "not present"),

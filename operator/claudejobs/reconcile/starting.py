@@ -40,6 +40,9 @@ def hindrance_of(pod: PodView) -> Hindrance | None:
         if missing_claim:
             text = f"PersistentVolumeClaim {missing_claim[1]} does not exist in namespace {pod.namespace}"
             return Hindrance("WorkspaceMissing", Category.WORKSPACE, text)
+        if "unbound immediate PersistentVolumeClaims" in pod.unschedulable:
+            text = "the PersistentVolumeClaim of the workspace has no volume; its events (kubectl describe pvc) say why"
+            return Hindrance("WorkspaceUnbound", Category.UNSCHEDULABLE, text)
         return Hindrance("Unschedulable", Category.UNSCHEDULABLE, pod.unschedulable or "no node takes the pod")
     if pod.preparing:
         return Hindrance("CheckingOut", Category.WORKSPACE, "spec.workspace.git is being cloned")
