@@ -218,16 +218,16 @@ async def test_rows_are_right_after_trouble_with_sqlite(
 
     async with load(api, node, operator) as jobs:
         await jobs.until_state("ok")
-        await jobs.more()
-        operator.kill()
-        jobs.faults += 1
-        await asyncio.to_thread(operator.start)
-        await jobs.strike(lambda: other.execute("BEGIN IMMEDIATE"), lambda: other.execute("ROLLBACK"))
-        await jobs.strike(lambda: limit_files(4096), lambda: limit_files(resource.RLIM_INFINITY))
-        await jobs.more()
-        operator.kill()
-        jobs.faults += 1
-        await asyncio.to_thread(operator.start)
+        for begin, end in (
+            (lambda: other.execute("BEGIN IMMEDIATE"), lambda: other.execute("ROLLBACK")),
+            # Last, as an operator that starts anew writes every row again.
+            (lambda: limit_files(4096), lambda: limit_files(resource.RLIM_INFINITY)),
+        ):
+            await jobs.more()
+            operator.kill()
+            jobs.faults += 1
+            await asyncio.to_thread(operator.start)
+            await jobs.strike(begin, end)
         await jobs.finish()
         _note("SQLite", jobs, await jobs.compare())
     other.close()

@@ -56,6 +56,8 @@ const commands = {
   resume: (fields) => queueOf(fields).resume(),
   drain: (fields) => queueOf(fields).drain(fields.delayed),
   obliterate: (fields) => queueOf(fields).obliterate({ force: fields.force }),
+  upsertJobScheduler: (fields) => queueOf(fields).upsertJobScheduler(fields.schedulerId, fields.repeat, fields.template),
+  removeJobScheduler: (fields) => queueOf(fields).removeJobScheduler(fields.schedulerId),
   publishCancel: ({ jobId, ...fields }) =>
     the(QueueEventsProducer, fields).publishEvent({ eventName: "cancel", jobId }),
 };

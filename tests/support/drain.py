@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -242,21 +244,45 @@ def drained(cluster: Cluster, namespace: Namespace, folder: Path, jobs: list[Que
             namespace.kubectl("delete", "ccj", "--all", "--wait=false")
 
 
+class _Watch:
+    """Has kubectl write down name and UID of each object of a kind that there ever is."""
+
+    def __init__(self, namespace: Namespace, kind: str, file: Path) -> None:
+        self._namespace, self._kind, self._file = namespace, kind, file
+        self._stopped = threading.Event()
+        self._kubectl: subprocess.Popen[bytes] | None = None
+        file.touch()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        columns = "custom-columns=NAME:.metadata.name,UID:.metadata.uid"
+        while not self._stopped.is_set():
+            with self._file.open("ab") as out:
+                self._kubectl = self._namespace.start(
+                    "get", self._kind, "--watch", "--no-headers", "-o", columns, stdout=out
+                )
+            self._kubectl.wait()  # the API server ends the watch when the kind's definition is applied again
+            self._stopped.wait(0.1)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        while self._thread.is_alive():
+            if self._kubectl:
+                self._kubectl.terminate()
+            self._thread.join(0.2)
+
+
 @contextmanager
 def _watched(namespace: Namespace, folder: Path) -> Iterator[dict[str, Path]]:
-    """Have kubectl write down name and UID of each job and pod that there ever is."""
-    columns = "custom-columns=NAME:.metadata.name,UID:.metadata.uid"
-    watches, files = [], {}
-    for kind in ("ccj", "pods"):
-        files[kind] = folder / kind
-        with files[kind].open("wb") as out:
-            watches.append(namespace.start("get", kind, "--watch", "--no-headers", "-o", columns, stdout=out))
+    """The files in which the watches of jobs and pods write."""
+    files = {kind: folder / kind for kind in ("ccj", "pods")}
+    watches = [_Watch(namespace, kind, file) for kind, file in files.items()]
     try:
         yield files
     finally:
         for watch in watches:
-            watch.terminate()
-            watch.wait()
+            watch.stop()
 
 
 def check(drain: Drain) -> str:
@@ -277,7 +303,7 @@ def check(drain: Drain) -> str:
         f"{drain.restarts} of Redis; {drain.seconds:.0f} s"
     )
     assert (lost, doubled, twice) == ([], [], []), figures
-    assert made == Counter(names.values()), "resources were made that are gone again"
+    assert made == Counter(names.values()), f"resources were made that are gone again; {figures}"
     _check_ends(drain, names, pods)
     return figures
 
