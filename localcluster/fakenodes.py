@@ -77,7 +77,7 @@ def kwok(
     """
     program = binaries.build(binaries.kwok(), from_environment().cache / "bin") / "kwok"
     name = f"kwok-{uuid.uuid4().hex[:6]}"
-    kubectl = [cluster.bin_dir / "kubectl", "--kubeconfig", cluster.kubeconfig]
+    kubectl: list[str | Path] = [cluster.bin_dir / "kubectl", "--kubeconfig", cluster.kubeconfig]
     _remove_abandoned(kubectl)
     with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
         config, log = Path(folder) / "kwok.yaml", Path(folder) / "log"
