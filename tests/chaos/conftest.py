@@ -70,5 +70,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for note in NOTES:
         terminalreporter.write_line(note)
     if TRIED or FIGURES:
-        points = f"{sum(TRIED.values())} fault points of {len(+TRIED)} kinds tried"
-        terminalreporter.section("; ".join([points, *(f"{count} {what}" for what, count in FIGURES.items())]))
+        points = [f"{sum(TRIED.values())} fault points of {len(+TRIED)} kinds tried"] if TRIED else []
+        terminalreporter.section("; ".join([*points, *(f"{count} {what}" for what, count in FIGURES.items())]))
