@@ -126,10 +126,14 @@ def test_wrong_values_are_refused_by_name(own_namespace: Namespace, values: dict
     assert named in refused(own_namespace, values)
 
 
-def test_the_crd_is_that_of_the_models_and_survives_the_chart(own_namespace: Namespace) -> None:
-    (crd,) = of_kind(render(own_namespace), "CustomResourceDefinition")
-    assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
-    assert crd == yaml.safe_load((REPOSITORY / "crds" / "claudecodejobs.yaml").read_text())
+def test_the_crds_are_those_of_the_models_and_survive_the_chart(own_namespace: Namespace) -> None:
+    rendered = {
+        crd["spec"]["names"]["plural"]: crd for crd in of_kind(render(own_namespace), "CustomResourceDefinition")
+    }
+    assert set(rendered) == {"claudecodejobs", "claudecodequeues"}
+    for plural, crd in rendered.items():
+        assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        assert crd == yaml.safe_load((REPOSITORY / "crds" / f"{plural}.yaml").read_text())
     assert of_kind(render(own_namespace, {"crds": {"enabled": False}}), "CustomResourceDefinition") == []
 
 
@@ -145,8 +149,17 @@ def test_the_operator_reads_no_secrets_and_changes_no_pods(own_namespace: Namesp
         r for r in of_kind(render(own_namespace), "ClusterRole") if r["metadata"]["name"] == "release-claudejobs"
     ]
     allowed = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
-    assert set(allowed) == {"claudecodejobs", "claudecodejobs/status", "pods", "pods/log"}
-    assert allowed["pods"] == RULES_OF_A_READER | {"create", "delete"}
+    assert allowed == {
+        "claudecodejobs": RULES_OF_A_READER | {"create", "patch", "delete"},
+        "claudecodejobs/status": {"patch"},
+        "claudecodequeues": RULES_OF_A_READER,
+        "claudecodequeues/status": {"patch"},
+        "events": {"create"},
+        "namespaces": {"get"},
+        "persistentvolumeclaims": {"get", "create"},
+        "pods": RULES_OF_A_READER | {"create", "delete"},
+        "pods/log": {"get"},
+    }
 
 
 def test_the_gateway_alone_has_the_key_and_only_asks(own_namespace: Namespace) -> None:
