@@ -59,10 +59,11 @@ def test_a_job_runs_without_the_models_key(
 ) -> None:
     """The agent itself looks for the key: in its environment, in every file it may read and in every process."""
     name = unique("gateway")
+    # The last letter in brackets, so that the search does not find itself.
     search = (
         f"(env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline; find / -xdev -type f -size -1M -newer /etc/hostname"
         f" -exec cat {{}} +; cat /etc/claudejobs/* /var/run/claudejobs/*) 2>/dev/null | tr '\\0' '\\n'"
-        f" | grep -c '{KEY[:12]}''{KEY[12:]}' > found.txt; cat found.txt; test -s /var/run/claudejobs/token"
+        f" | grep -c '{KEY[:-1]}[{KEY[-1]}]' > found.txt; cat found.txt; test -s /var/run/claudejobs/token"
         f" && ! env | grep -q eyJ && echo token-in-file-only"
     )
     own_namespace.apply(job(name, f"script: tool {search}", credentialsSecretRef={"name": "of-no-use"}))
