@@ -10,6 +10,7 @@ first byte of the answer and to its last.
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,9 @@ import localcluster
 from tests.support.gateway import Attempt, GatewayProcess
 from tests.support.kube import Namespace, unique
 from tests.support.operator import REPOSITORY
+
+WARM_UP = 20
+"""Calls of each client, both ways, before those that count."""
 
 PATH = "/v1/messages?beta=true"
 BODY = {
@@ -48,11 +52,21 @@ def main(calls: int, widths: list[int]) -> None:
         try:
             token = Attempt(namespace, unique("bench")).token()
             for width in widths:
+                before = cpu_seconds(gateway)
                 asyncio.run(compare(direct, gateway.url, token, calls, width))
+                made = calls // width * width + WARM_UP * width
+                print(f"  CPU of the gateway for each call {(cpu_seconds(gateway) - before) / made * 1000:18.2f}")
         finally:
             gateway.stop()
             model.terminate()
             namespace.run("delete", "namespace", namespace.name, "--wait=false")
+
+
+def cpu_seconds(gateway: GatewayProcess) -> float:
+    """Processor time that the gateway has taken: what a busy machine does not change."""
+    assert gateway.process is not None
+    fields = Path(f"/proc/{gateway.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def compare(direct: str, through: str, token: str, calls: int, width: int) -> None:
@@ -60,11 +74,11 @@ async def compare(direct: str, through: str, token: str, calls: int, width: int)
     times: dict[str, list[tuple[float, float]]] = {direct: [], through: []}
 
     async def client(session: aiohttp.ClientSession, number: int) -> None:
-        for turn in range(calls // width + 20):
+        for turn in range(calls // width + WARM_UP):
             order = (direct, through) if (turn + number) % 2 else (through, direct)
             for address in order:
                 took = await call(session, address + PATH, token)
-                if turn >= 20:  # connections are open, and the token is known
+                if turn >= WARM_UP:  # connections are open, and the token is known
                     times[address].append(took)
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
