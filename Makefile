@@ -51,6 +51,7 @@ lint: $(READY) ## Style, types, import contracts, and that generated files are u
 	  diff -r crds charts/claudejobs/files/crds || \
 	  { echo "The CRDs are not what the models say; run make crd"; exit 1; }
 	$(PY) docs/generate.py --check
+	$(PY) charts/generate.py --check
 
 format: $(READY) ## Format the code
 	$(VENV)/bin/ruff check --fix .
@@ -60,8 +61,9 @@ crd: $(READY) ## Write the CRDs anew from the models
 	for plural in $(CRDS); do $(PY) -m claudejobs.cli.main crd $$plural > crds/$$plural.yaml || exit 1; done
 	rm -rf charts/claudejobs/files/crds && cp -r crds charts/claudejobs/files/crds
 
-docs: $(READY) ## Write docs/reference.md anew from the models
+docs: $(READY) ## Write docs/reference.md, and the chart's schema and README, anew from their sources
 	$(PY) docs/generate.py
+	$(PY) charts/generate.py
 
 lock: $(READY) ## Resolve the dependencies anew
 	$(VENV)/bin/pip install --quiet uv

@@ -1,3 +1,3 @@
 """Claude Code jobs on Kubernetes: the operator, the runner inside a job's pod, and the command line."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -25,6 +25,7 @@ from prometheus_client import (
 from claudejobs.api.status import JobStatus, Phase
 
 PREFIX = "claudejobs"
+RESULTS = ("ok", "stale", "api_error", "defect")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody reads
 
@@ -60,6 +61,8 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
             registry=self.registry,
         )
+        for result in RESULTS:
+            self._reconciles.labels(result)  # from 0 on: of a series that begins at 1, Prometheus sees no increase
         self._writes = Counter(
             f"{PREFIX}_api_writes",
             "Writes sent to the API server, by the answer's HTTP status; 0 is no answer.",

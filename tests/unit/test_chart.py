@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import yaml
 
-from claudejobs.gateway.settings import GatewaySettings
-from claudejobs.settings import Settings
+from charts import generate
 from tests.support.operator import REPOSITORY
 
 CHART = REPOSITORY / "charts" / "claudejobs"
-
-# The chart knows these itself, or they are secrets, which do not belong into values.
-OF_THE_CHART = {
-    "RUNNER_IMAGE",
-    "RUNNER_IMAGE_PULL_POLICY",
-    "WATCH_NAMESPACES",
-    "CREDENTIALS_SECRET",
-    "MODEL_BASE_URL",
-    "MODEL_GATEWAY_URL",
-    "DEFAULT_MODEL",
-    "HEALTH_PORT",
-    "LEADER_ELECTION",
-    "LEASE_NAMESPACE",
-    "LEASE_NAME",
-    "DATABASE_URL",
-}
 
 
 def schema() -> dict[str, Any]:
@@ -37,27 +22,30 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
-def test_each_setting_is_a_value_of_the_chart() -> None:
-    secrets = {name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
-    expected = {name.upper() for name in Settings.model_fields} - OF_THE_CHART - secrets
-    assert set(schema()["properties"]["settings"]["properties"]) == expected
+@pytest.mark.parametrize(("program", "template"), [("operator", "deployment.yaml"), ("gateway", "gateway.yaml")])
+def test_each_variable_is_set_by_the_chart_or_by_values(program: str, template: str) -> None:
+    text = (CHART / "templates" / template).read_text()
+    set_by_template = set(re.findall(r"- (?:\{name: |name: )([A-Z_]+)(?:,|$)", text, re.MULTILINE))
+    node = schema()["properties"] if program == "operator" else schema()["properties"]["gateway"]["properties"]
+    by_values = set(node["settings"]["properties"])
+    model = generate.PROGRAMS[program]
+    prefix = model.model_config.get("env_prefix", "")
+    known = {f"{prefix}{name}".upper() for name in model.model_fields}
+    assert set_by_template & by_values == set()
+    # The Redis by its parts is for installations that have no chart.
+    assert known - set_by_template - by_values <= {"REDIS_PASSWORD", "GATEWAY_HOST"}
 
 
-def test_the_deployment_sets_what_the_values_may_not() -> None:
-    text = (CHART / "templates" / "deployment.yaml").read_text()
-    for name in OF_THE_CHART:
-        assert f"name: {name}" in text, name
+def test_the_schema_and_the_readme_are_what_the_values_say() -> None:
+    values = generate.read(generate.VALUES.read_text())
+    assert generate.SCHEMA.read_text() == generate.render_schema(values)
+    readme = generate.README.read_text()
+    assert generate.render_readme(values, readme) == readme
 
 
-OF_THE_GATEWAY = {"PORT", "ADMIN_PORT", "HOST", "WATCH_NAMESPACES", "UPSTREAM_URL", "KEY_FILE", "KEY_SCHEME"}
-"""Its settings that the chart knows itself."""
-
-
-def test_each_setting_of_the_gateway_is_a_value_of_the_chart() -> None:
-    expected = {
-        f"GATEWAY_{name.upper()}" for name in GatewaySettings.model_fields if name.upper() not in OF_THE_GATEWAY
-    }
-    assert set(schema()["properties"]["gateway"]["properties"]["settings"]["properties"]) == expected
+def test_a_value_that_nobody_described_is_refused() -> None:
+    with pytest.raises(SystemExit, match="line 3: b has no comment"):
+        generate.read("# Described.\na: 1\nb: 2\n")
 
 
 def closed_objects(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -88,3 +76,23 @@ def test_the_versions_are_one() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert chart["version"] == chart["appVersion"] == project["version"]
+
+
+def metric_names(text: str) -> set[str]:
+    """The metrics that a PromQL text speaks of, without the suffixes of a histogram's series."""
+    names = set(re.findall(r"claudejobs_[a-z_]+", text))
+    return {re.sub(r"(_seconds)_(bucket|count|sum)$", r"\1", name) for name in names}
+
+
+def test_alerts_and_dashboard_speak_of_metrics_that_are_documented() -> None:
+    page = (REPOSITORY / "docs" / "operations.md").read_text()
+    documented = set(re.findall(r"^\| `(claudejobs_[a-z_]+)`", page, re.MULTILINE))
+    for path in (CHART / "templates" / "alerts.yaml", CHART / "files" / "dashboard.json"):
+        assert metric_names(path.read_text()) - documented == set(), path
+
+
+def test_each_alert_says_what_to_do() -> None:
+    page = (REPOSITORY / "docs" / "operations.md").read_text()
+    alerts = re.findall(r"alert: (\w+)", (CHART / "templates" / "alerts.yaml").read_text())
+    assert len(alerts) > 5
+    assert re.findall(r"^### (Claudejobs\w+)", page, re.MULTILINE) == alerts
