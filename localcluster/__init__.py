@@ -20,6 +20,7 @@ __all__ = [
     "audit_log_path",
     "build",
     "build_and_load_images",
+    "chart_tools",
     "ensure",
     "from_environment",
     "kwok",
@@ -52,6 +53,16 @@ def build_and_load_images(*names: str) -> dict[str, str]:
     from localcluster import images  # noqa: PLC0415 - most callers never build
 
     return images.build_all(select(from_environment()).build_and_load, list(names))
+
+
+def chart_tools() -> Path:
+    """Return the directory of `kubeconform` and `rules`, built first if need be.
+
+    Raises LocalClusterError when there is no Go toolchain to build with, or the build fails.
+    """
+    from localcluster import binaries  # noqa: PLC0415 - most callers never build
+
+    return binaries.build(binaries.chart_tools(), from_environment().cache / "bin")
 
 
 def audit_log_path() -> Path | None:

@@ -107,6 +107,16 @@ def provisioner() -> Module:
     )
 
 
+def chart_tools() -> Module:
+    """Describe the module of what checks rendered charts: kubeconform, and Prometheus' own reader of rules."""
+    return Module(
+        HERE / "charttools",
+        "-s -w",
+        ("./rules", "github.com/yannh/kubeconform/cmd/kubeconform"),
+        "building kubeconform (a minute, once)",
+    )
+
+
 def ensure(cache: Path) -> Binaries:
     """Return the programs, building what the cache does not hold.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import Any
 
 import pytest
@@ -10,12 +9,12 @@ import yaml
 
 from claudejobs.gateway.settings import GatewaySettings
 from localcluster import Cluster
+from tests.support.helm import CHART, helm
 from tests.support.kube import Namespace
 from tests.support.operator import REPOSITORY
 
 pytestmark = pytest.mark.e2e
 
-CHART = str(REPOSITORY / "charts" / "claudejobs")
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 RULES_OF_A_READER = {"get", "list", "watch"}
 
@@ -47,14 +46,19 @@ SHAPES: dict[str, dict[str, Any]] = {
         "podAnnotations": {"a.example/b": "true"},
         "podLabels": {"team": "agents"},
         "priorityClassName": "high",
+        "image": {"digest": f"sha256:{64 * '0'}"},
+        "networkPolicy": {"operator": {"egress": [{"ports": [{"protocol": "TCP", "port": 443}]}]}},
+        "monitoring": {"dashboard": {"enabled": True}},
+        "topologySpreadConstraints": [
+            {"maxSkew": 1, "topologyKey": "example.com/rack", "whenUnsatisfiable": "DoNotSchedule"}
+        ],
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy.example:3128"}],
+        "extraObjects": [
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-one"}},
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: two}",
+        ],
     },
 }
-
-
-def helm(cluster: Cluster, *arguments: str, values: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [str(cluster.bin_dir / "helm"), "--kubeconfig", str(cluster.kubeconfig), *arguments]
-    given = yaml.safe_dump(values or {})
-    return subprocess.run([*command, "--values", "-"], input=given, capture_output=True, text=True, check=False)
 
 
 def render(namespace: Namespace, values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -202,7 +206,7 @@ def test_sqlite_has_one_replica_that_is_gone_before_the_next_comes(own_namespace
 def test_a_release_moves_to_a_database_server_and_back(own_namespace: Namespace) -> None:
     embedded = {"crds": {"enabled": False}, "rbac": {"create": False}, "image": {"repository": "localhost/none"}}
     embedded |= {"database": {"persistence": {"enabled": False}}, "gateway": {"enabled": False}}
-    shared = embedded | {"database": {"existingSecret": "db"}}
+    shared = embedded | {"database": {"existingSecret": "db", "migrationJob": {"enabled": False}}}
     for values in (embedded, shared, embedded):
         arguments = ("upgrade", "--install", "release", CHART, "--namespace", own_namespace.name)
         done = helm(own_namespace.cluster, *arguments, values=values)
@@ -210,6 +214,74 @@ def test_a_release_moves_to_a_database_server_and_back(own_namespace: Namespace)
     deployment = own_namespace.get("deployment", "release-claudejobs")
     assert deployment is not None
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def pod_specs(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The pods of all that makes pods, by its name."""
+    makers = of_kind(objects, "Deployment") + of_kind(objects, "Job")
+    return {maker["metadata"]["name"]: maker["spec"]["template"]["spec"] for maker in makers}
+
+
+def test_a_digest_goes_before_the_tag_everywhere(own_namespace: Namespace) -> None:
+    digest = f"sha256:{64 * 'a'}"
+    values = {"image": {"digest": digest, "tag": "other"}, "database": {"existingSecret": "db"}}
+    images = {spec["containers"][0]["image"] for spec in pod_specs(render(own_namespace, values)).values()}
+    assert images == {f"localhost/claudejobs-operator@{digest}"}
+    assert "/image/digest" in refused(own_namespace, {"image": {"digest": "sha256:short"}})
+
+
+def test_every_pod_is_confined(own_namespace: Namespace) -> None:
+    specs = pod_specs(render(own_namespace, {"database": {"existingSecret": "db"}}))
+    assert set(specs) == {f"release-claudejobs{part}" for part in ("", "-gateway", "-migrate")}
+    for spec in specs.values():
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not spec["enableServiceLinks"]
+        (only,) = spec["containers"]
+        confined = {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert only["securityContext"] == confined
+
+
+def test_the_schema_is_migrated_before_an_upgrade_and_the_first_install_waits_for_nothing(
+    own_namespace: Namespace,
+) -> None:
+    (job,) = of_kind(render(own_namespace, {"database": {"existingSecret": "db"}}), "Job")
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
+    pod = job["spec"]["template"]
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    selectors = [d["spec"]["selector"]["matchLabels"].items() for d in of_kind(render(own_namespace), "Deployment")]
+    assert not any(selector <= pod["metadata"]["labels"].items() for selector in selectors)
+    assert of_kind(render(own_namespace), "Job") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({}, {"release-claudejobs-gateway"}),
+        ({"database": {"existingSecret": "db"}}, {"release-claudejobs", "release-claudejobs-gateway"}),
+        ({"database": {"existingSecret": "db"}, "replicas": 1, "gateway": {"replicas": 1}}, set()),
+        ({"database": {"existingSecret": "db"}, "podDisruptionBudget": {"enabled": False}}, set()),
+    ],
+)
+def test_budgets_are_for_what_has_replicas(own_namespace: Namespace, values: dict[str, Any], names: set[str]) -> None:
+    budgets = of_kind(render(own_namespace, values), "PodDisruptionBudget")
+    assert {budget["metadata"]["name"] for budget in budgets} == names
+
+
+def test_jobs_cannot_reach_the_operator_and_scrapers_can(own_namespace: Namespace) -> None:
+    objects = render(own_namespace)
+    (policy,) = [p for p in of_kind(objects, "NetworkPolicy") if p["metadata"]["name"] == "release-claudejobs"]
+    selected = policy["spec"]["podSelector"]["matchLabels"].items()
+    assert selected <= operator_of(objects)["spec"]["template"]["metadata"]["labels"].items()
+    (rule,) = policy["spec"]["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 8080}]
+    no_job = {"matchExpressions": [{"key": "claudecode.dev/job", "operator": "DoesNotExist"}]}
+    assert rule["from"] == [{"namespaceSelector": {}, "podSelector": no_job}]
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
 
 
 def test_job_pods_may_reach_dns_and_the_model_only(own_namespace: Namespace) -> None:
