@@ -39,6 +39,12 @@ def manifests(dns_image: str, forward_to: Sequence[str]) -> str:
     config = corefile(forward_to)
     objects = [
         _kubelet_access(),
+        _policy_role(),
+        _binding(
+            "system:kube-network-policies",
+            "system:kube-network-policies",
+            {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:kube-network-policies"},
+        ),
         _meta("v1", "ServiceAccount", "coredns", "kube-system"),
         _dns_role(),
         _binding(
@@ -70,6 +76,17 @@ def _kubelet_access() -> dict[str, Any]:
     """Let the API server fetch logs and open exec streams; the role is built in, its binding is not."""
     user = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "kube-apiserver-kubelet-client"}
     return _binding("localcluster:apiserver-to-kubelet", "system:kubelet-api-admin", user)
+
+
+def _policy_role() -> dict[str, Any]:
+    """What the judge of NetworkPolicies follows."""
+    return {
+        **_meta("rbac.authorization.k8s.io/v1", "ClusterRole", "system:kube-network-policies"),
+        "rules": [
+            {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["list", "watch"]},
+        ],
+    }
 
 
 def _dns_role() -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Binaries:
     """Directory of a link for each of COMPONENTS."""
     tools: Path
     """Directory of helm, coredns and pause."""
+    netpol: Path
+    """Directory of kube-network-policies."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,17 @@ def chart_tools() -> Module:
     )
 
 
+def netpol() -> Module:
+    """Describe the module that enforces NetworkPolicies: apart from `tools`, whose libraries are newer."""
+    return Module(
+        HERE / "netpol",
+        "-s -w",
+        (".",),
+        "building kube-network-policies (minutes, once)",
+        ("kube-network-policies",),
+    )
+
+
 def ensure(cache: Path) -> Binaries:
     """Return the programs, building what the cache does not hold.
 
@@ -130,8 +143,8 @@ def ensure(cache: Path) -> Binaries:
 
         return action
 
-    in_parallel(make("components", kubernetes()), make("tools", tools()))
-    return Binaries(places["components"], places["tools"])
+    in_parallel(make("components", kubernetes()), make("tools", tools()), make("netpol", netpol()))
+    return Binaries(places["components"], places["tools"], places["netpol"])
 
 
 def build(module: Module, root: Path) -> Path:

@@ -19,6 +19,7 @@ from localcluster.packages import CNI_PLUGINS
 from localcluster.settings import Settings
 
 PODS_PER_NODE = 200
+PIDS_PER_POD = 1024
 _ETCD_PORT = 2379
 
 
@@ -31,7 +32,8 @@ class Component:
     files: dict[Path, str]
     """Configuration to be there before it starts."""
     needs_api: bool = False
-    """Whether it is started only when the API server answers."""
+    """Whether it is started only when the API server answers; it then keeps nothing of its own, and can be started
+    anew with other arguments while the cluster runs."""
 
 
 def all_components(settings: Settings, net: Network, binaries: Binaries, pause_image: str) -> list[Component]:
@@ -45,6 +47,7 @@ def all_components(settings: Settings, net: Network, binaries: Binaries, pause_i
         scheduler(settings, bin_dir),
         kubelet(settings, net, bin_dir),
         proxy(settings, net, bin_dir),
+        network_policies(settings, binaries.netpol),
     ]
 
 
@@ -211,6 +214,8 @@ def kubelet_config(settings: Settings, net: Network) -> dict[str, Any]:
         "enforceNodeAllocatable": [],
         "podLogsDir": str(settings.state / "pods"),
         "maxPods": PODS_PER_NODE,
+        # A pod that forks without end is stopped there, and nothing beside it.
+        "podPidsLimit": PIDS_PER_POD,
         "serializeImagePulls": False,
         "kubeAPIQPS": 200,
         "kubeAPIBurst": 400,
@@ -237,6 +242,16 @@ def proxy(settings: Settings, net: Network, bin_dir: Path) -> Component:
         "healthzBindAddress": "127.0.0.1:10256",
     }
     return Component("kube-proxy", (str(bin_dir / "kube-proxy"), f"--config={config}"), {config: _yaml(content)}, True)
+
+
+def network_policies(settings: Settings, bin_dir: Path) -> Component:
+    """Describe the judge of the packets that `network.divert` hands over."""
+    flags = _flags(
+        kubeconfig=settings.state / "network-policies.kubeconfig",
+        hostname_override=settings.node,
+        nfqueue_id=network.POLICY_QUEUE,
+    )
+    return Component("kube-network-policies", (str(bin_dir / "kube-network-policies"), *flags), {}, True)
 
 
 def containerd(settings: Settings, net: Network, pause_image: str) -> Component:

@@ -11,13 +11,13 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from localcluster import addons, binaries, images, network, packages, pki, processes, storage, teardown
+from localcluster import addons, binaries, identities, images, network, packages, processes, storage, teardown
 from localcluster.components import Component, all_components
-from localcluster.network import API_SERVICE, DNS_SERVICE, Network
+from localcluster.network import DNS_SERVICE, Network
 from localcluster.oci import scratch_image
 from localcluster.progress import in_parallel, say, step
 from localcluster.settings import LocalClusterError, Settings
-from localcluster.shell import locked, run, succeeds, wait_until, write
+from localcluster.shell import locked, run, succeeds, wait_until, write, write_if_changed
 from localcluster.targets import Cluster, Row
 
 _STARTED_BEFORE_API = ("etcd", "kube-apiserver")
@@ -73,7 +73,8 @@ class LocalCluster:
         if not settings.state.exists():
             return [Row("cluster", False, f"not made: no {settings.state}")]
         rows = []
-        for name in ("containerd", "etcd", *(c for c in binaries.COMPONENTS if c not in ("etcd", "kubectl"))):
+        programs = (c for c in binaries.COMPONENTS if c not in ("etcd", "kubectl"))
+        for name in ("containerd", "etcd", *programs, "kube-network-policies"):
             handle = processes.find(self._pids, name)
             log = settings.logs / f"{name}.log"
             rows.append(Row(name, handle is not None, f"pid {handle.pid}" if handle else f"not running, see {log}"))
@@ -82,6 +83,8 @@ class LocalCluster:
         node, dns = api and self._node_ready(), api and self._dns_ready()
         rows.append(Row(settings.node, node, "Ready" if node else "not Ready"))
         rows.append(Row("DNS", dns, "ready" if dns else "does not answer"))
+        enforced = network.policies_enforced(settings)
+        rows.append(Row("policies", enforced, "enforced" if enforced else "not judged: new connections are dropped"))
         egress = self._recorded("egress") or "unknown"
         rows.append(Row("egress", egress != "unknown", egress))
         return rows
@@ -123,10 +126,14 @@ class LocalCluster:
         key = built.tools.name.rpartition("-")[2]
         pause, dns = (f"localhost/claudejobs-{name}:{key}" for name in ("pause", "coredns"))
         components = all_components(settings, net, built, pause)
-        if changed := self._changed(components):
-            say(f"made anew, because changed: {', '.join(changed)}")
+        changed = self._changed(components)
+        if state := [component.name for component in changed if not component.needs_api]:
+            say(f"made anew, because changed: {', '.join(state)}")
             teardown.remove(settings)
             return self._bring_up(built)
+        if changed:
+            self._end(changed)
+            self._record(components)
         self._prepare(components, net, built)
         restarted = self._start_all(components, built, pause, dns)
         self._set_egress(net)
@@ -134,15 +141,24 @@ class LocalCluster:
         self._wait_until_usable(restarted or applied)
         return self.cluster()
 
-    def _changed(self, components: list[Component]) -> list[str]:
-        """Name the components whose rendering differs from what the existing state was made with."""
-        wanted = {c.name: _hash([c.argv, {str(k): v for k, v in c.files.items()}]) for c in components}
+    def _changed(self, components: list[Component]) -> list[Component]:
+        """List the components whose rendering differs from what the existing state was made with."""
         recorded = self._recorded("fingerprint")
         if recorded is None:
-            write(self._settings.state / "fingerprint", json.dumps(wanted))
+            self._record(components)
             return []
         was = json.loads(recorded)
-        return [name for name in wanted if was.get(name) != wanted[name]]
+        return [component for component in components if was.get(component.name) != _fingerprint(component)]
+
+    def _record(self, components: list[Component]) -> None:
+        wanted = {component.name: _fingerprint(component) for component in components}
+        write(self._settings.state / "fingerprint", json.dumps(wanted))
+
+    def _end(self, components: list[Component]) -> None:
+        """End what runs with arguments that are not wanted any more, to be started with others."""
+        say(f"started anew, because changed: {', '.join(component.name for component in components)}")
+        found = [handle for component in components if (handle := processes.find(self._pids, component.name))]
+        processes.end(found, seconds=5)
 
     def _recorded(self, name: str) -> str | None:
         try:
@@ -158,23 +174,12 @@ class LocalCluster:
             teardown.clear_node(settings)
             (settings.state / "egress-rules").unlink(missing_ok=True)
             network.create(settings, net)
+        network.divert(settings)
         teardown.create_cgroups(settings)
-        servers = pki.servers(settings.node, net.node_address, net.gateway, API_SERVICE)
-        if not pki.usable(settings.pki, [*pki.CLIENTS, *servers, "etcd", "apiserver-etcd-client"]):
-            if (settings.state / "etcd").exists():
-                raise LocalClusterError("its certificates are incomplete or expire soon")
-            pki.create(settings.pki, servers)
-        for client, path in {
-            "admin": settings.kubeconfig,
-            "kubelet": settings.state / "kubelet.kubeconfig",
-            "controller-manager": settings.state / "controller-manager.kubeconfig",
-            "scheduler": settings.state / "scheduler.kubeconfig",
-            "proxy": settings.state / "proxy.kubeconfig",
-        }.items():
-            _write_if_changed(path, pki.kubeconfig(settings.pki, client, net.server, settings.name))
+        identities.prepare(settings, net)
         for component in components:
             for path, content in component.files.items():
-                _write_if_changed(path, content)
+                write_if_changed(path, content)
         if not (settings.state / "resolv.conf").exists():
             write(settings.state / "resolv.conf", "", 0o644)
         binaries.link_tools(built, settings.bin_dir)
@@ -231,7 +236,7 @@ class LocalCluster:
             say(f"  pods' way to addresses outside this machine is {wanted}")
         write(settings.state / "egress", wanted)
         resolvers = "".join(f"nameserver {address}\n" for address in self._nameservers())
-        _write_if_changed(settings.state / "resolv.conf", resolvers, 0o644)
+        write_if_changed(settings.state / "resolv.conf", resolvers, 0o644)
 
     def _nameservers(self) -> list[str]:
         if not self._settings.egress_open:
@@ -249,14 +254,15 @@ class LocalCluster:
         manifests = f"{addons.manifests(dns_image, self._nameservers())}---\n{volumes}"
         if self._recorded("addons") == _hash(manifests):
             return False
-        with step("applying DNS and storage"):
+        with step("applying DNS, storage and rights"):
             self._import_image(image, [built / program for program in storage.PROGRAMS])
             self._kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=manifests)
         write(self._settings.state / "addons", _hash(manifests))
         return True
 
     def _wait_until_usable(self, changed: bool) -> None:
-        if not changed and self._node_ready() and self._dns_ready():
+        enforced = lambda: network.policies_enforced(self._settings)  # noqa: E731 - as a condition to wait for
+        if not changed and enforced() and self._node_ready() and self._dns_ready():
             return
         everything = (
             "containerd",
@@ -264,8 +270,10 @@ class LocalCluster:
             "kubelet",
             "kube-controller-manager",
             "kube-scheduler",
+            "kube-network-policies",
         )
         with step("waiting until pods can run"):
+            self._wait("network policies are enforced", enforced, seconds=60, of=everything)
             self._wait("the node is Ready", self._node_ready, seconds=90, of=everything)
             self._wait(
                 "the default service account exists",
@@ -379,10 +387,9 @@ def _answers(url: str) -> bool:
         return False
 
 
+def _fingerprint(component: Component) -> str:
+    return _hash([component.argv, {str(path): content for path, content in component.files.items()}])
+
+
 def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _write_if_changed(path: Path, content: str, mode: int = 0o600) -> None:
-    if not path.exists() or path.read_text() != content:
-        write(path, content, mode)

@@ -24,6 +24,8 @@ API_SERVICE = "10.96.0.1"
 DNS_SERVICE = "10.96.0.10"
 API_PORT = 6443
 NETNS = Path("/run/netns")
+POLICY_QUEUE = 100
+"""The netfilter queue of packets that wait for the judgement of NetworkPolicies."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,44 @@ def firewall(identity: str, network: Network, *, is_open: bool) -> str:
   }}"""
     # Adding before deleting makes deleting possible whether or not the table was there.
     return f"add table {table}\ndelete table {table}\ntable {table} {{{rules}\n}}\n"
+
+
+def divert(settings: Settings) -> None:
+    """Hand the first packet of each connection from or to a pod to the judge of NetworkPolicies.
+
+    While none listens, these packets are dropped: policies never stop to hold. Pods' way to the node itself, where the
+    API server and the kubelet are, is judged as well. Connections that the node's own processes make are not: probes
+    are no pod's business. IPv6, of which pods have only the link's addresses, is switched off on the node.
+    """
+    enter = inside(settings)
+    run([*enter, "sh", "-c", "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do echo 1 >$f; done"])
+    run([*enter, "iptables-restore", "--noflush"], stdin=diversion())
+
+
+def diversion() -> str:
+    """Render the node's rules for `divert`, as one transaction that replaces the former ones.
+
+    In iptables' terms, as kernels without nftables' own queue expression can still hand over by its target.
+    """
+    judge = "-m conntrack ! --ctstate ESTABLISHED,RELATED"
+    return f"""*mangle
+-F FORWARD
+-F INPUT
+-A FORWARD {judge} -j NFQUEUE --queue-num {POLICY_QUEUE}
+-A INPUT -i lo -j ACCEPT
+-A INPUT -i uplink -j ACCEPT
+-A INPUT {judge} -j NFQUEUE --queue-num {POLICY_QUEUE}
+COMMIT
+"""
+
+
+def policies_enforced(settings: Settings) -> bool:
+    """Say whether somebody judges the packets that `divert` hands over."""
+    try:
+        queues = run([*inside(settings), "cat", "/proc/net/netfilter/nfnetlink_queue"])
+    except LocalClusterError:
+        return False
+    return any(line.split()[0] == str(POLICY_QUEUE) for line in queues.splitlines())
 
 
 def remove(settings: Settings, network: Network | None) -> None:

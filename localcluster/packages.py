@@ -20,6 +20,7 @@ TO_RUN = {
     f"{CNI_PLUGINS}/ptp": "containernetworking-plugins",
     "ip": "iproute2",
     "nft": "nftables",
+    "iptables-restore": "iptables",
     "nsenter": "util-linux",
 }
 TO_BUILD_IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap"}

@@ -45,6 +45,7 @@ CLIENTS = {
     "controller-manager": Identity("system:kube-controller-manager"),
     "scheduler": Identity("system:kube-scheduler"),
     "proxy": Identity("system:kube-proxy"),
+    "network-policies": Identity("system:kube-network-policies"),
     "apiserver-kubelet-client": Identity("kube-apiserver-kubelet-client"),
 }
 
@@ -170,6 +171,21 @@ def create(directory: Path, identities: dict[str, Identity]) -> None:
         directory / "service-account.pub",
         tokens.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
     )
+
+
+def add_clients(directory: Path) -> None:
+    """Issue to clients that came after `directory` was filled what they lack, as far as its authority is there."""
+    missing = {name: identity for name, identity in CLIENTS.items() if not (directory / f"{name}.crt").exists()}
+    try:
+        certificate = x509.load_pem_x509_certificate((directory / "ca.crt").read_bytes())
+        key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
+    except (OSError, ValueError):
+        return  # `usable` says so.
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    for name, identity in missing.items():
+        client, client_key = issue(Authority(certificate, key), identity)
+        write(directory / f"{name}.key", client_key)
+        write(directory / f"{name}.crt", client)
 
 
 def usable(directory: Path, names: Sequence[str]) -> bool:

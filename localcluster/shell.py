@@ -84,6 +84,12 @@ def write(path: Path, content: str | bytes, mode: int = 0o600) -> None:
     partial.rename(path)
 
 
+def write_if_changed(path: Path, content: str, mode: int = 0o600) -> None:
+    """Write a file unless it holds just that."""
+    if not path.exists() or path.read_text() != content:
+        write(path, content, mode)
+
+
 def wait_until(what: str, check: Callable[[], object], *, seconds: float, hint: str = "", pause: float = 0.2) -> None:
     """Call `check` until it returns something true.
 

@@ -17,7 +17,15 @@ from localcluster.shell import run
 
 CGROUPS = Path("/sys/fs/cgroup")
 # containerd is what the others' containers hang on, so it ends last.
-_COMPONENTS = ("kubelet", "kube-proxy", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd")
+_COMPONENTS = (
+    "kubelet",
+    "kube-network-policies",
+    "kube-proxy",
+    "kube-scheduler",
+    "kube-controller-manager",
+    "kube-apiserver",
+    "etcd",
+)
 _REMOVING = "removing"
 _PATIENCE = 2.0
 """Seconds that components get to end by themselves, for etcd to write its data down."""

@@ -12,6 +12,7 @@ from localcluster.network import (
     Network,
     choose,
     cni,
+    diversion,
     firewall,
     upstream_nameservers,
 )
@@ -79,3 +80,14 @@ def test_pods_get_addresses_of_this_cluster_and_leases_in_its_state() -> None:
     plugin = cni("claudejobs-x", Network(9), Path("/state/cni-data"))["plugins"][0]
     assert plugin["ipam"]["ranges"] == [[{"subnet": "10.88.9.0/24"}]]
     assert plugin["ipam"]["dataDir"] == "/state/cni-data"
+
+
+def test_pods_first_packets_wait_for_the_judge_and_pass_no_other_way() -> None:
+    rules = [line for line in diversion().splitlines() if line.startswith("-A")]
+    assert [line for line in rules if "NFQUEUE" not in line] == [
+        "-A INPUT -i lo -j ACCEPT",
+        "-A INPUT -i uplink -j ACCEPT",
+    ]
+    assert {line.split()[1] for line in rules if "NFQUEUE" in line} == {"FORWARD", "INPUT"}
+    # With it, packets would pass while nobody judges.
+    assert "bypass" not in diversion()

@@ -26,7 +26,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def components(settings: Settings) -> dict[str, Component]:
-    made = all_components(settings, Network(4), Binaries(Path("/b/k"), Path("/b/t")), "localhost/pause:1")
+    made = all_components(settings, Network(4), Binaries(Path("/b/k"), Path("/b/t"), Path("/b/n")), "localhost/pause:1")
     return {component.name: component for component in made}
 
 
@@ -78,6 +78,23 @@ def test_certificates_are_usable_only_when_complete(tmp_path: Path) -> None:
     assert not pki.usable(tmp_path, ["nobody"])
     (tmp_path / "admin.crt").write_text("half a certif")
     assert not pki.usable(tmp_path, ["admin"])
+
+
+def test_a_client_that_came_later_gets_a_certificate_of_the_same_authority(tmp_path: Path) -> None:
+    pki.create(tmp_path, {})
+    authority = (tmp_path / "ca.crt").read_bytes()
+    before = (tmp_path / "admin.crt").read_bytes()
+    (tmp_path / "proxy.crt").unlink()
+    pki.add_clients(tmp_path)
+    assert pki.usable(tmp_path, list(pki.CLIENTS))
+    added = x509.load_pem_x509_certificate((tmp_path / "proxy.crt").read_bytes())
+    added.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    assert (tmp_path / "admin.crt").read_bytes() == before
+
+
+def test_without_an_authority_no_client_is_added(tmp_path: Path) -> None:
+    pki.add_clients(tmp_path)
+    assert not pki.usable(tmp_path, ["proxy"])
 
 
 def test_the_kubeconfig_verifies_the_server(tmp_path: Path) -> None:
