@@ -48,8 +48,9 @@ def build_options(
     config_dir: Path,
     environ: Mapping[str, str],
     stderr: Callable[[str], None],
+    launch: tuple[Path | None, Mapping[str, str]] = (None, {}),
 ) -> ClaudeAgentOptions:
-    """The options of one process of the agent.
+    """The options of one process of the agent; ``launch`` is what `sandbox.launch` says.
 
     Raises:
         OptionError: when a value of ``job.claude`` or ``job.session_id`` is not one that the SDK knows.
@@ -84,7 +85,8 @@ def build_options(
         max_buffer_size=MAX_BUFFER_BYTES,
         resume=session_id if process.resume else None,
         session_id=None if process.resume else session_id,
-        env=build_env(job.env, environ, config_dir),
+        cli_path=launch[0],
+        env=build_env(job.env, environ, config_dir) | dict(launch[1]),
         settings=_settings(environ),
         stderr=stderr,
     )

@@ -14,6 +14,7 @@ import signal
 import time
 from pathlib import Path
 
+PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -21,6 +22,14 @@ def become_subreaper() -> bool:
     """Make orphaned descendants children of this process; False where the kernel refuses."""
     try:
         return int(ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) == 0
+    except (OSError, AttributeError):
+        return False
+
+
+def hide() -> bool:
+    """Keep this process's memory, environment and open files from others of the same user; False where refused."""
+    try:
+        return int(ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) == 0
     except (OSError, AttributeError):
         return False
 

@@ -10,19 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import claude_agent_sdk
 from claude_agent_sdk import ClaudeSDKClient, ResultMessage
 
 from claudejobs.api.categories import Category
 from claudejobs.api.events import Outcome, RunnerInput, RunnerResult, Usage
 
+from . import sandbox
 from .classify import Ending, Report, StopReason, Verdict, classify, is_crash, lost_session
 from .emit import EventWriter, StderrRelay, one_line
-from .options import OptionError, Process, build_options
+from .options import OptionError, Process, build_env, build_options
 from .processes import ZombieReaper, kill_descendants
 from .progress import TaskList
 from .relay import Relay
@@ -120,6 +123,7 @@ class Attempt:
             config_dir=self._state.config_dir,
             environ=os.environ,
             stderr=self._stderr,
+            launch=_launch(self._workspace),
         )
         client = ClaudeSDKClient(options)
         go_on = resume and self._memory.job(self._job.job_uid).delivered
@@ -271,6 +275,16 @@ class Attempt:
             restarts=self._restarts,
             resumed=self._resumed,
         )
+
+
+def _launch(workspace: Path) -> tuple[Path | None, Mapping[str, str]]:
+    """The agent's CLI, shut in where the kernel can; else the SDK's own choice."""
+    bundled = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
+    found = str(bundled) if bundled.exists() else shutil.which("claude")
+    if found is None or sandbox.abi() < sandbox.LEAST_ABI:
+        return None, {}
+    own = build_env({}, os.environ, workspace)
+    return sandbox.launch(Path(found), [workspace, Path(own["HOME"]), Path(own["TMPDIR"])])
 
 
 def _tokens(message: ResultMessage) -> dict[str, int]:

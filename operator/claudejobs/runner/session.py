@@ -13,10 +13,11 @@ import claude_agent_sdk
 from claudejobs.api.categories import POLICIES, Category
 from claudejobs.api.events import INPUT_FILE, STATE_DIR, WORKSPACE_DIR, Outcome, RunnerResult
 
+from . import sandbox
 from .classify import StopReason
 from .emit import EventWriter, one_line, write_termination_message
 from .inputs import INPUT_VARIABLE, TERMINATION_LOG_VARIABLE, WORKSPACE_VARIABLE, InputError, read_input
-from .processes import become_subreaper, kill_descendants
+from .processes import become_subreaper, hide, kill_descendants
 from .redact import Redactor
 from .run import Attempt
 
@@ -44,6 +45,10 @@ async def _run(writer: EventWriter, signalled: Callable[[], bool]) -> RunnerResu
         writer.started(1, claude_agent_sdk.__version__)
         return _failure(error.category, str(error))
     writer.started(job.attempt, claude_agent_sdk.__version__)
+    if not hide():
+        writer.notice("the kernel refused PR_SET_DUMPABLE; the agent can look into the runner", "warning")
+    if weakness := sandbox.weakness(sandbox.abi()):
+        writer.notice(weakness, "warning")
     if not become_subreaper():
         writer.notice("the kernel refused PR_SET_CHILD_SUBREAPER; orphans may outlive the agent", "warning")
     workspace = Path(os.environ.get(WORKSPACE_VARIABLE) or WORKSPACE_DIR)
