@@ -51,6 +51,7 @@ lint: $(READY) ## Style, types, import contracts, and that generated files are u
 	  diff -r crds charts/claudejobs/files/crds || \
 	  { echo "The CRDs are not what the models say; run make crd"; exit 1; }
 	$(PY) docs/generate.py --check
+	$(PY) -m tests.support.isolation --check
 	$(PY) charts/generate.py --check
 
 format: $(READY) ## Format the code
@@ -63,6 +64,7 @@ crd: $(READY) ## Write the CRDs anew from the models
 
 docs: $(READY) ## Write docs/reference.md, and the chart's schema and README, anew from their sources
 	$(PY) docs/generate.py
+	$(PY) -m tests.support.isolation
 	$(PY) charts/generate.py
 
 lock: $(READY) ## Resolve the dependencies anew
