@@ -17,7 +17,8 @@ PREVIOUS = str(REPOSITORY / "tests" / "integration" / "charts" / "claudejobs-0.1
 
 
 def helm(cluster: Cluster, *arguments: str, values: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run helm with values, whatever comes of it."""
+    """Run helm, with values for commands that take them, whatever comes of it."""
     command = [str(cluster.bin_dir / "helm"), "--kubeconfig", str(cluster.kubeconfig), *arguments]
-    given = yaml.safe_dump(values or {})
-    return subprocess.run([*command, "--values", "-"], input=given, capture_output=True, text=True, check=False)
+    given = None if values is None else yaml.safe_dump(values)
+    command += [] if given is None else ["--values", "-"]
+    return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
