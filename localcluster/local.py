@@ -9,6 +9,7 @@ import platform
 import sys
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from localcluster import addons, binaries, identities, images, network, packages, processes, storage, teardown
@@ -261,7 +262,7 @@ class LocalCluster:
         return True
 
     def _wait_until_usable(self, changed: bool) -> None:
-        enforced = lambda: network.policies_enforced(self._settings)  # noqa: E731 - as a condition to wait for
+        enforced = partial(network.policies_enforced, self._settings)
         if not changed and enforced() and self._node_ready() and self._dns_ready():
             return
         everything = (
