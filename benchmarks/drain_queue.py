@@ -167,7 +167,7 @@ class Bench:
     async def _clear(self) -> None:
         for path in (jobs_path(self._namespace), pods_path(self._namespace)):
             options = {"propagationPolicy": "Background", "gracePeriodSeconds": 0}
-            await self._client.request("DELETE", path, options)
+            await self._client.request("DELETE", path, options, timeout=120.0)
             while await self._count(path):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
