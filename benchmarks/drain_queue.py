@@ -31,7 +31,7 @@ from claudejobs.intake.mapping import map_job
 from claudejobs.kube.client import KubeClient, jobs_path, pods_path, queues_path
 from tests.support.kube import Namespace, unique
 from tests.support.node import NodeProcess
-from tests.support.operator import OperatorProcess
+from tests.support.operator import REPOSITORY, OperatorProcess
 from tests.support.redis import RedisServer
 
 AWAY_SECONDS = 5.0
@@ -42,6 +42,8 @@ ARMS = ("operator", "worker", "floor")
 async def main(jobs: int, rounds: int) -> None:
     """Run all arms in turn, print medians and ratios."""
     cluster = localcluster.ensure()
+    crds = str(REPOSITORY / "crds")
+    Namespace(cluster, "default").kubectl("apply", "--server-side", "--force-conflicts", "-f", crds)
     namespace = Namespace(cluster, unique("bench-drain"))
     namespace.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace.name}})
     with tempfile.TemporaryDirectory() as made:
@@ -54,8 +56,9 @@ async def main(jobs: int, rounds: int) -> None:
                 f"sqlite:///{folder}/state.db",
                 redis_url=server.url(),
                 max_concurrent_jobs=100000,
-            ).start()
+            )
             try:
+                operator.start()
                 async with KubeClient.connect("benchmark") as client:
                     bench = Bench(client, namespace.name, server, producer, jobs)
                     times: dict[str, list[float]] = {arm: [] for arm in ARMS}
