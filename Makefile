@@ -9,7 +9,7 @@ COMPILE := $(VENV)/bin/uv pip compile --python-version 3.11 --universal --genera
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit chaos cluster cluster-down images lint format crd docs lock bench
+.PHONY: help demo test test-unit chaos cluster cluster-down images lint format crd docs lock sbom bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -72,6 +72,11 @@ lock: $(READY) ## Resolve the dependencies anew
 	$(COMPILE) --upgrade --all-extras --group dev -o requirements/dev.txt
 	$(COMPILE) --extra operator -c requirements/dev.txt -o requirements/operator.txt
 	$(COMPILE) --extra runner -c requirements/dev.txt -o requirements/runner.txt
+
+sbom: $(READY) ## List what the images hold of Python, from the locks, as CycloneDX in dist/sbom
+	@mkdir -p dist/sbom
+	@for image in operator runner; do $(VENV)/bin/cyclonedx-py requirements --output-reproducible --pyproject pyproject.toml \
+	  -o dist/sbom/claudejobs-$$image.cdx.json requirements/$$image.txt || exit 1; done; ls dist/sbom/*
 
 bench: $(READY) ## Run the benchmarks
 	for file in benchmarks/*.py; do $(PY) -m localcluster run -- $(CURDIR)/$(VENV)/bin/python $$file || exit 1; done
