@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localcluster import dockerfiles, packages, teardown
-from localcluster.progress import step
+from localcluster.progress import say, step
 from localcluster.settings import REPOSITORY, LocalClusterError
 from localcluster.shell import locked, run, succeeds
 
@@ -90,11 +90,13 @@ def _is_built(cache: Path, reference: str) -> bool:
 
 
 def _build(cache: Path, image: Image, dockerfile: Path, context: Path) -> None:
-    options: list[str | Path] = ["--isolation", "chroot", "--layers", "--pull-never"]
+    # The same times in every build, so that the same content has the same digests.
+    options: list[str | Path] = ["--isolation", "chroot", "--layers", "--pull-never", "--timestamp", "0"]
     if bundle := _certificate_bundle():
         options += ["--volume", f"{bundle}:{_CERTIFICATES}:ro", "--build-arg", f"PIP_CERT={_CERTIFICATES}"]
     _buildah(cache, "bud", *options, "--tag", image.reference, "--file", dockerfile, context)
     _export(cache, image.reference, image.archive)
+    say(f"{image.reference} has {image.archive.stat().st_size / 1e6:.0f} MB, unpacked")
 
 
 def _certificate_bundle() -> str | None:
@@ -115,7 +117,13 @@ def _export(cache: Path, reference: str, archive: Path) -> None:
 
 def _base_key(today: datetime.date) -> str:
     """Name the base image's state: it is made anew each month, for the distribution's security updates."""
-    return f"{_RELEASE}-{today:%Y%m}"
+    return f"{_RELEASE}-slim-{today:%Y%m}"
+
+
+def _slim() -> list[str]:
+    """Leave out what the slim image of the distribution leaves out, now and when packages are added to it."""
+    excluded = [f"path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")]
+    return [f"--dpkgopt={option}" for option in (*excluded, "path-include=/usr/share/doc/*/copyright")]
 
 
 def _ensure_base(cache: Path, key: str) -> None:
@@ -127,13 +135,13 @@ def _ensure_base(cache: Path, key: str) -> None:
     if not rootfs.exists():
         partial = rootfs.with_name(f".{os.getpid()}-{rootfs.name}")
         with step(f"making the base image ({_RELEASE})"):
-            run(["mmdebstrap", "--variant=minbase", "--quiet", _RELEASE, partial])
+            run(["mmdebstrap", "--variant=minbase", "--quiet", *_slim(), _RELEASE, partial])
         partial.rename(rootfs)
     dockerfile = cache / "buildah" / "base.Dockerfile"
     dockerfile.parent.mkdir(parents=True, exist_ok=True)
     dockerfile.write_text(f'FROM scratch\nADD {rootfs.name} /\nCMD ["bash"]\n')
     # Under the name that Dockerfiles ask for, so that the same Dockerfile works where it is pulled.
-    _buildah(cache, "bud", "--pull-never", "--tag", BASE, "--file", dockerfile, rootfs.parent)
+    _buildah(cache, "bud", "--pull-never", "--timestamp", "0", "--tag", BASE, "--file", dockerfile, rootfs.parent)
     _buildah(cache, "tag", BASE, labelled)
     for old in rootfs.parent.glob("base-*.tar"):
         if old != rootfs:

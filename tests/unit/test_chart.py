@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from charts import generate
+from claudejobs import __version__
 from tests.support.operator import REPOSITORY
 
 CHART = REPOSITORY / "charts" / "claudejobs"
@@ -75,7 +76,10 @@ def test_values_and_schema_have_the_same_keys() -> None:
 def test_the_versions_are_one() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert chart["version"] == chart["appVersion"] == project["version"]
+    images = (REPOSITORY / "images").glob("*/Dockerfile")
+    built = {line for path in images for line in path.read_text().splitlines() if line.startswith("ARG VERSION=")}
+    assert chart["version"] == chart["appVersion"] == project["version"] == __version__
+    assert built == {f"ARG VERSION={__version__}"}
 
 
 def metric_names(text: str) -> set[str]:
