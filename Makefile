@@ -75,7 +75,7 @@ lock: $(READY) ## Resolve the dependencies anew
 
 sbom: $(READY) ## List what the images hold of Python, from the locks, as CycloneDX in dist/sbom
 	@mkdir -p dist/sbom
-	@for image in operator runner; do $(VENV)/bin/cyclonedx-py requirements --output-reproducible --pyproject pyproject.toml \
+	@for image in operator runner; do $(VENV)/bin/python -W ignore::UserWarning -m cyclonedx_py requirements --output-reproducible --pyproject pyproject.toml \
 	  -o dist/sbom/claudejobs-$$image.cdx.json requirements/$$image.txt || exit 1; done; ls dist/sbom/*
 
 bench: $(READY) ## Run the benchmarks
