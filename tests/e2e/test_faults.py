@@ -1,4 +1,4 @@
-"""Faults around running jobs: killed processes, evictions, a model server in trouble, a log that is rotated.
+"""Faults around running jobs: killed processes, evictions, a model server in trouble.
 
 The kubelet takes a minute to notice a full volume. All jobs are applied at once, before the first test, so that the
 others come to their ends meanwhile; the operator keeps the machine from running them all at a time.
@@ -41,14 +41,6 @@ TROUBLE = {
 }
 """What the model server does, and the category that a job ends with; ``None`` where it completes after all."""
 
-BURST_LINES, LINE = 11_000, "x" * 1000
-"""More than the 10 MiB (the kubelet's default) after which a container's log is rotated."""
-FLOOD = (
-    f"""awk 'BEGIN {{ for (n = 1; n <= {BURST_LINES}; n++) print "line " n " {LINE}" }}' >/proc/1/fd/1; """
-    f"n={BURST_LINES}; "
-    'until [ -e stop ]; do n=$((n+1)); echo "line $n" >/proc/1/fd/1; sleep 0.1; done; echo "$n lines"'
-)
-
 
 @pytest.fixture(scope="module")
 def operator(module_namespace: Namespace, serve: Serve) -> Iterator[OperatorProcess]:
@@ -62,7 +54,6 @@ def names(module_namespace: Namespace, operator: OperatorProcess) -> dict[str, s
     fill = "dd if=/dev/zero of=full bs=1M count=32; sleep 600"
     jobs = {
         "volume": job("", f"script: tool {fill}", workspace={"emptyDir": {"sizeLimit": "16Mi"}}),
-        "log": job("", f"script: tool {FLOOD}"),
         "agent": job("", "script: slow 600", retry=ONCE),
         "runner": job("", "script: slow 600", retry={"backoff": {"delaySeconds": 0}}),
         "shim": job("", "script: slow 600", retry={"backoff": {"delaySeconds": 0}}),
@@ -186,25 +177,6 @@ async def test_what_a_model_server_in_trouble_leads_to(
     (row,) = await wait_rows(operator, names[script], "failed" if category else "completed")
     assert row["error_category"] == category
     assert bool(row["error"]) == bool(category)
-
-
-async def test_every_line_of_a_rotated_log_is_stored_once(
-    module_namespace: Namespace, operator: OperatorProcess, names: dict[str, str]
-) -> None:
-    name = names["log"]
-    pod_of(module_namespace, name)
-    head = ("logs", f"{name}-1", "--limit-bytes=100")
-    wait_for(lambda: module_namespace.run(*head).stdout.startswith("line "), "the kubelet rotates the log", 120)
-    module_namespace.kubectl("exec", f"{name}-1", "-c", "runner", "--", "touch", "/workspace/stop")
-    status = module_namespace.wait_phase(name, "Completed", "Failed")
-    assert status["phase"] == "Completed", status
-    await wait_rows(operator, name, "completed")
-    lines = await operator.lines(f"{module_namespace.uid_of(name)}-1")
-    numbers = [int(line.line.split()[1]) for line in lines if line.line.startswith("line ")]
-    assert numbers == list(range(1, len(numbers) + 1))
-    assert any(f"{len(numbers)} lines" in line.line for line in lines), "the last lines are missing"
-    assert len(numbers) > BURST_LINES
-    assert [line.seq for line in lines] == list(range(1, len(lines) + 1))
 
 
 async def test_a_pod_that_fills_its_volume_is_evicted_and_told_which_limit_it_was(

@@ -15,7 +15,8 @@ from tests.support.proxy import ApiServerProxy
 
 pytestmark = pytest.mark.e2e
 
-COUNT = 'n=0; until [ -e stop ]; do n=$((n+1)); echo "line $n" >/proc/1/fd/1; sleep 0.01; done'
+BURST_LINES = 11_000
+"""Long lines, more than the 10 MiB (the kubelet's default) after which a container's log is rotated."""
 CUTS = 4
 MORE = 50
 """Lines that pass between two faults."""
@@ -33,12 +34,12 @@ async def stored(operator: OperatorProcess, process: str, at_least: int) -> list
 
 
 async def test_streams_that_are_cut_and_an_operator_that_is_killed_lose_and_double_nothing(
-    own_namespace: Namespace, own_operator: Callable[..., OperatorProcess], tmp_path: Path
+    own_namespace: Namespace, own_operator: Callable[..., OperatorProcess], misbehaving_image: str, tmp_path: Path
 ) -> None:
     proxy = ApiServerProxy(own_namespace.cluster.kubeconfig, tmp_path)
     try:
-        first = own_operator(kubeconfig=proxy.kubeconfig).start()
-        own_namespace.apply(job("counting", f"script: tool {COUNT}"))
+        first = own_operator(kubeconfig=proxy.kubeconfig, runner_image=misbehaving_image).start()
+        own_namespace.apply(job("counting", "count 1"))
         own_namespace.wait_phase("counting", "Running")
         process = f"{own_namespace.uid_of('counting')}-1"
         seen = len(await stored(first, process, MORE))
@@ -50,7 +51,7 @@ async def test_streams_that_are_cut_and_an_operator_that_is_killed_lose_and_doub
         wait_for(
             lambda: len(own_namespace.kubectl(*printed).splitlines()) > seen + MORE, "lines come while nobody reads"
         )
-        second = own_operator(kubeconfig=proxy.kubeconfig).start()
+        second = own_operator(kubeconfig=proxy.kubeconfig, runner_image=misbehaving_image).start()
         await stored(second, process, seen + 2 * MORE)
         proxy.break_connections()
         own_namespace.kubectl("exec", "counting-1", "-c", "runner", "--", "touch", "/workspace/stop")
@@ -63,3 +64,25 @@ async def test_streams_that_are_cut_and_an_operator_that_is_killed_lose_and_doub
         assert second.stop() == 0
     finally:
         proxy.cut()
+
+
+async def test_every_line_of_a_rotated_log_is_stored_once(
+    own_namespace: Namespace, own_operator: Callable[..., OperatorProcess], misbehaving_image: str
+) -> None:
+    operator = own_operator(runner_image=misbehaving_image).start()
+    own_namespace.apply(job("flood", f"count {BURST_LINES}"))
+    own_namespace.wait_phase("flood", "Running")
+    head = ("logs", "flood-1", "--limit-bytes=100")
+    wait_for(
+        lambda: (text := own_namespace.run(*head).stdout).startswith("line ") and not text.startswith("line 1 "),
+        "the kubelet rotates the log",
+        120,
+    )
+    own_namespace.kubectl("exec", "flood-1", "-c", "runner", "--", "touch", "/workspace/stop")
+    assert own_namespace.wait_phase("flood", "Completed", "Failed")["phase"] == "Completed"
+    await wait_rows(operator, "flood", "completed")
+    last = int(own_namespace.kubectl("logs", "flood-1", "--tail=1").split()[1])
+    lines = await stored(operator, f"{own_namespace.uid_of('flood')}-1", last)
+    assert [int(line.line.split()[1]) for line in lines] == list(range(1, last + 1))
+    assert [line.seq for line in lines] == list(range(1, last + 1))
+    assert operator.stop() == 0

@@ -29,5 +29,14 @@ match prompt:
 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
+    case counting if counting.startswith("count "):
+        # Prints so many long lines at once, then short ones until it is told to stop.
+        number = int(counting.split()[1])
+        print("\n".join(f"line {n} {'x' * 1000}" for n in range(1, number + 1)), flush=True)
+        while not Path("/workspace/stop").exists():
+            number += 1
+            print(f"line {number}", flush=True)
+            time.sleep(0.01)
+        termination.write_text(json.dumps({"version": 1, "outcome": "completed"}))
     case _:
         sys.exit(f"unknown: {prompt}")
