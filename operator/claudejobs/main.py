@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from contextlib import AsyncExitStack, suppress
 
 from claudejobs import __version__
@@ -19,8 +18,8 @@ from claudejobs.kube.client import ApiError, KubeClient
 from claudejobs.kube.controller import Controller
 from claudejobs.kube.lease import Election, new_identity
 from claudejobs.kube.watch import Watch
-from claudejobs.logs import configure_logging
 from claudejobs.metrics import Metrics
+from claudejobs.process import run_until_stopped
 from claudejobs.scrape import Scraped
 from claudejobs.settings import Settings
 from claudejobs.store import Store
@@ -122,13 +121,4 @@ async def _first_of(stop: asyncio.Event, lost: asyncio.Event, acting: asyncio.Ta
 
 def main(settings: Settings) -> int:
     """Run the operator in this process until SIGTERM or SIGINT; the exit code."""
-    configure_logging(settings.log_level)
-
-    async def run() -> int:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        return await run_operator(settings, stop)
-
-    return asyncio.run(run())
+    return run_until_stopped(settings.log_level, lambda stop: run_operator(settings, stop))

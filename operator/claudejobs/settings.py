@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from claudejobs.api.base import Quantity
@@ -31,10 +31,55 @@ class SettingsError(Exception):
     """A setting is wrong. The message has a line for each: the variable, what came and what is allowed."""
 
 
-class Settings(BaseSettings):
-    """All settings. The environment variable is the field's name in upper case."""
+def _comma_separated(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+CommaSeparated = Annotated[list[str], NoDecode, BeforeValidator(_comma_separated)]
+"""A list of words in one variable."""
+
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR"],
+    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+]
+"""Least level that is logged, in any case."""
+
+
+class EnvironmentSettings(BaseSettings):
+    """What is read from the environment once, at the start of a process."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment.
+
+        Raises:
+            SettingsError: with one line per wrong variable.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            raise SettingsError("\n".join(cls._explain(dict(e)) for e in error.errors())) from None
+
+    @classmethod
+    def _explain(cls, error: dict[str, object]) -> str:
+        """One error, in a line that names the variable."""
+        path = error["loc"]
+        field = str(path[0]) if isinstance(path, tuple) and path else ""
+        if not field:
+            return str(error["msg"]).removeprefix("Value error, ")
+        prefix = cls.model_config.get("env_prefix", "")
+        field = field.lower().removeprefix(prefix.lower())
+        name = prefix + field.upper()
+        secret = any(part in name for part in ("PASSWORD", "URL"))
+        came = "" if secret else f" {error['input']!r} is not valid:"
+        told = str(error["msg"]).removeprefix("Value error, ")
+        return f"{name}:{came} {told}. {cls.model_fields[field].description}"
+
+
+class Settings(EnvironmentSettings):
+    """All settings. The environment variable is the field's name in upper case."""
 
     redis_host: str | None = Field(
         None, description="Host of the Redis that has the BullMQ queues; empty, with REDIS_URL: no queue is drained."
@@ -52,7 +97,7 @@ class Settings(BaseSettings):
         3600, ge=1, le=604800, description="Seconds that an attempt may take when the job does not say."
     )
     retry_attempts: int = Field(3, ge=1, le=20, description="Attempts of a job that does not say; the first counts.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
+    log_level: LogLevel = Field("INFO", description="Least level that is logged.")
 
     redis_url: SecretStr | None = Field(
         None,
@@ -64,7 +109,7 @@ class Settings(BaseSettings):
         SecretStr("sqlite:////var/lib/claudejobs/state.db"),
         description="Where ProcessState rows go: postgresql://… or sqlite:////path.",
     )
-    watch_namespaces: Annotated[list[str], NoDecode] = Field(
+    watch_namespaces: CommaSeparated = Field(
         default_factory=list, description="Namespaces whose jobs are run, comma-separated; empty means all."
     )
     runner_image: str = Field("localhost/claudejobs-runner:dev", min_length=1, description="Image of the jobs' pods.")
@@ -94,7 +139,7 @@ class Settings(BaseSettings):
         None, description="RuntimeClass of all jobs' pods, e.g. gvisor; a job cannot choose another."
     )
     host_users: bool = Field(True, description="False gives each job's pod a user namespace of its own.")
-    allowed_metadata_domains: Annotated[list[str], NoDecode] = Field(
+    allowed_metadata_domains: CommaSeparated = Field(
         default_factory=list,
         description="Domains whose labels and annotations a job may put on its pods, comma-separated.",
     )
@@ -148,16 +193,6 @@ class Settings(BaseSettings):
     )
     health_port: int = Field(8080, ge=0, le=65535, description="Port of /healthz, /readyz and /metrics; 0 chooses one.")
 
-    @field_validator("watch_namespaces", "allowed_metadata_domains", mode="before")
-    @classmethod
-    def _comma_separated(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _upper(cls, value: object) -> object:
-        return value.upper() if isinstance(value, str) else value
-
     @field_validator("redis_url")
     @classmethod
     def _usable_redis(cls, value: SecretStr | None) -> SecretStr | None:
@@ -202,30 +237,3 @@ class Settings(BaseSettings):
         host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
         login = f":{quote(password, safe='')}@" if password else ""
         return f"redis://{login}{host}:{self.redis_port}/0"
-
-    @classmethod
-    def load(cls) -> Self:
-        """Read the environment.
-
-        Raises:
-            SettingsError: with one line per wrong variable.
-        """
-        try:
-            return cls()
-        except ValidationError as error:
-            raise SettingsError("\n".join(explain(dict(e), cls) for e in error.errors())) from None
-
-
-def explain(error: dict[str, object], settings: type[BaseSettings]) -> str:
-    """One error of a model of settings, in a line that names the variable."""
-    path = error["loc"]
-    field = str(path[0]) if isinstance(path, tuple) and path else ""
-    if not field:
-        return str(error["msg"]).removeprefix("Value error, ")
-    prefix = settings.model_config.get("env_prefix", "")
-    field = field.lower().removeprefix(prefix.lower())
-    name = prefix + field.upper()
-    secret = any(part in name for part in ("PASSWORD", "URL"))
-    came = "" if secret else f" {error['input']!r} is not valid:"
-    told = str(error["msg"]).removeprefix("Value error, ")
-    return f"{name}:{came} {told}. {settings.model_fields[field].description}"

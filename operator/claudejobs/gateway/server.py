@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,7 +14,7 @@ from aiohttp import web
 
 from claudejobs import __version__
 from claudejobs.kube.client import KubeClient
-from claudejobs.logs import configure_logging
+from claudejobs.process import run_until_stopped
 
 from .identity import Identities
 from .metrics import Metrics
@@ -123,13 +122,4 @@ async def _listen(runner: web.AppRunner, host: str, port: int) -> int:
 
 def main(settings: GatewaySettings) -> int:
     """Run the gateway in this process until SIGTERM or SIGINT; the exit code."""
-    configure_logging(settings.log_level)
-
-    async def run() -> int:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        return await run_gateway(settings, stop)
-
-    return asyncio.run(run())
+    return run_until_stopped(settings.log_level, lambda stop: run_gateway(settings, stop))

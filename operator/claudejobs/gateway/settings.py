@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
 
-from claudejobs.settings import SettingsError, explain
+from claudejobs.settings import CommaSeparated, EnvironmentSettings, LogLevel
 
 from .prices import Price
 
 
-class GatewaySettings(BaseSettings):
+class GatewaySettings(EnvironmentSettings):
     """All settings. The environment variable is the field's name in upper case after ``GATEWAY_``."""
 
-    model_config = SettingsConfigDict(env_prefix="GATEWAY_", extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_")
 
     port: int = Field(8080, ge=0, le=65535, description="Port for the jobs; 0 chooses one.")
     admin_port: int = Field(
         8081, ge=0, le=65535, description="Port of /healthz, /readyz, /metrics and /jobs; 0 chooses one."
     )
     host: str = Field("0.0.0.0", min_length=1, description="Address that both ports listen on.")  # noqa: S104
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least level that is logged; INFO has a line per model call."
-    )
+    log_level: LogLevel = Field("INFO", description="Least level that is logged; INFO has a line per model call.")
     upstream_url: str = Field(
         "https://api.anthropic.com",
         pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$",
@@ -38,7 +36,7 @@ class GatewaySettings(BaseSettings):
     key_scheme: Literal["x-api-key", "bearer"] = Field(
         "x-api-key", description="How the key is sent: in the header x-api-key, or as Authorization: Bearer."
     )
-    watch_namespaces: Annotated[list[str], NoDecode] = Field(
+    watch_namespaces: CommaSeparated = Field(
         default_factory=list, description="Namespaces whose jobs are served, comma-separated; empty means all."
     )
     max_body_bytes: int = Field(
@@ -75,29 +73,7 @@ class GatewaySettings(BaseSettings):
         60, ge=0, le=3600, description="How long requests that run may go on after SIGTERM, seconds."
     )
 
-    @field_validator("watch_namespaces", mode="before")
-    @classmethod
-    def _comma_separated(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _upper(cls, value: object) -> object:
-        return value.upper() if isinstance(value, str) else value
-
     @field_validator("upstream_url")
     @classmethod
     def _without_slash(cls, value: str) -> str:
         return value.rstrip("/")
-
-    @classmethod
-    def load(cls) -> Self:
-        """Read the environment.
-
-        Raises:
-            SettingsError: with one line per wrong variable.
-        """
-        try:
-            return cls()
-        except ValidationError as error:
-            raise SettingsError("\n".join(explain(dict(e), cls) for e in error.errors())) from None
