@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -56,6 +57,30 @@ class Condition(StatusModel):
     message: str = Field("", max_length=32768, description="Why, for people.")
     last_transition_time: AwareDatetime = Field(description="When status last changed.")
     observed_generation: int | None = Field(None, description="Generation of the spec that it speaks of.")
+
+
+def with_condition(
+    conditions: list[Condition],
+    kind: str,
+    value: Literal["True", "False", "Unknown"],
+    reason: str,
+    message: str,
+    generation: int,
+    now: datetime,
+) -> list[Condition]:
+    """The conditions with one of them as it is now, in the order of their types. The time of a condition that holds on
+    stays."""
+    old = next((condition for condition in conditions if condition.type == kind), None)
+    condition = Condition(
+        type=kind,
+        status=value,
+        reason=reason,
+        message=message[:2000],
+        last_transition_time=(old.last_transition_time if old and old.status == value else now.replace(microsecond=0)),
+        observed_generation=generation,
+    )
+    others = [other for other in conditions if other.type != kind]
+    return sorted([*others, condition], key=lambda one: one.type)
 
 
 class UsageStatus(StatusModel):

@@ -27,6 +27,9 @@ LOOK_UP_CHUNK = 500
 MAX_STALLED_COUNT = 1
 """BullMQ's default: a job that stalls a second time is to fail."""
 
+NO_ASIDE = 6
+"""Major version of BullMQ from which on pausing a queue does not move its waiting jobs aside."""
+
 UNAVAILABLE = (RedisError, OSError)
 """What is raised when Redis is away, or refuses."""
 
@@ -58,11 +61,16 @@ class Snapshot:
     version: str | None
 
     @property
+    def major(self) -> int | None:
+        """Major version of the BullMQ that last wrote the queue's settings."""
+        major = (self.version or "").rpartition(":")[2].split(".")[0]
+        return int(major) if major.isdecimal() else None
+
+    @property
     def old_pause(self) -> bool:
         """Whether the queue is paused by a BullMQ before 6, which moves waiting jobs aside: what anyone else adds to
         the waiting ones meanwhile is lost when it is resumed."""
-        major = (self.version or "").rpartition(":")[2].split(".")[0]
-        return self.paused and major.isdecimal() and int(major) < 6
+        return self.paused and self.major is not None and self.major < NO_ASIDE
 
 
 class NotHeld(Exception):

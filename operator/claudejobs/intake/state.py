@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from claudejobs.api.queue import QueueCounts, QueueStatus
-from claudejobs.api.status import Condition
+from claudejobs.api.status import with_condition
 
-from .bull import Snapshot
+from .bull import NO_ASIDE, Snapshot
 
 Truth = Literal["True", "False", "Unknown"]
 
@@ -16,7 +16,9 @@ Truth = Literal["True", "False", "Unknown"]
 def accepted(status: QueueStatus, problem: tuple[str, str] | None, generation: int, now: datetime) -> QueueStatus:
     """Whether the queue is drained; ``problem`` is the reason and the message why not."""
     reason, message = problem or ("Accepted", "the queue is drained into ClaudeCodeJobs")
-    conditions = _with(status.conditions, "Accepted", "False" if problem else "True", reason, message, generation, now)
+    conditions = with_condition(
+        status.conditions, "Accepted", "False" if problem else "True", reason, message, generation, now
+    )
     update = {"conditions": conditions, "observed_generation": generation}
     return status.model_copy(update=update)
 
@@ -32,7 +34,9 @@ def connected(
     """What Redis says of the queue, or that it says nothing: then the last counts stay."""
     last_error, when = error or (None, None)
     reason = ("Connected", "Redis answers") if answers else ("RedisAway", last_error or "Redis was not asked yet")
-    conditions = _with(status.conditions, "Connected", "True" if answers else "False", *reason, generation, now)
+    conditions = with_condition(
+        status.conditions, "Connected", "True" if answers else "False", *reason, generation, now
+    )
     update: dict[str, object] = {"connected": answers, "conditions": conditions}
     if last_error and when:
         update |= {"last_error": last_error, "last_error_time": datetime.fromtimestamp(int(when), UTC)}
@@ -45,16 +49,15 @@ def connected(
             "lag_seconds": lag,
             "paused": snapshot.paused,
             "producer_version": snapshot.version,
-            "conditions": _with(conditions, "Compatible", *compatible, generation, now),
+            "conditions": with_condition(conditions, "Compatible", *compatible, generation, now),
         }
     return status.model_copy(update=update)
 
 
 def _compatible(snapshot: Snapshot) -> tuple[Truth, str, str]:
-    major = (snapshot.version or "").rpartition(":")[2].split(".")[0]
-    if not major.isdecimal():
+    if snapshot.major is None:
         return "Unknown", "NoVersion", "no producer has told its version yet"
-    if int(major) >= 6:
+    if snapshot.major >= NO_ASIDE:
         return "True", "Supported", f"written by {snapshot.version}"
     text = (
         f"written by {snapshot.version}: before BullMQ 6, pausing a queue moves its waiting jobs aside, and what "
@@ -62,19 +65,3 @@ def _compatible(snapshot: Snapshot) -> tuple[Truth, str, str]:
         "paused; do not pause it while workers of another version use it, or move the producers to BullMQ 6"
     )
     return "False", "OldPause", text
-
-
-def _with(
-    conditions: list[Condition], kind: str, truth: Truth, reason: str, message: str, generation: int, now: datetime
-) -> list[Condition]:
-    old = next((condition for condition in conditions if condition.type == kind), None)
-    since = old.last_transition_time if old and old.status == truth else now.replace(microsecond=0)
-    new = Condition(
-        type=kind,
-        status=truth,
-        reason=reason,
-        message=message[:2000],
-        last_transition_time=since,
-        observed_generation=generation,
-    )
-    return [*(condition for condition in conditions if condition.type != kind), new]

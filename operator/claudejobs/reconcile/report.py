@@ -16,6 +16,7 @@ from claudejobs.api.status import (
     Phase,
     ResultStatus,
     UsageStatus,
+    with_condition,
 )
 
 from .claim import own_claim
@@ -237,17 +238,8 @@ def _with_condition(
     job: JobView,
     now: datetime,
 ) -> JobStatus:
-    old = _condition(status, kind)
-    condition = Condition(
-        type=kind,
-        status=value,
-        reason=reason,
-        message=message[:2000],
-        last_transition_time=old.last_transition_time if old and old.status == value else _seconds(now),
-        observed_generation=job.generation,
-    )
-    others = [c for c in status.conditions if c.type != kind]
-    return status.model_copy(update={"conditions": sorted([*others, condition], key=lambda c: c.type)})
+    conditions = with_condition(status.conditions, kind, value, reason, message, job.generation, now)
+    return status.model_copy(update={"conditions": conditions})
 
 
 def _history(attempt: AttemptStatus) -> str:
