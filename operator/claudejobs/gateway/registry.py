@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from claudejobs.kube.client import PAGE, POD_SELECTOR, ApiError, KubeClient, jobs_path, pods_path
+from claudejobs.kube.client import POD_SELECTOR, ApiError, KubeClient, jobs_path, pods_path
 from claudejobs.reconcile.views import Key, PodView, is_newer
 
 from .admission import Caller, Job, admit, has_ended
@@ -64,16 +64,13 @@ class Reflector:
 
     async def _list(self) -> str:
         """Read all; the version that what was read is of."""
-        params = {"limit": str(PAGE)} | ({"labelSelector": self._selector} if self._selector else {})
         items: list[dict[str, Any]] = []
-        while True:
-            page = await self._client.request("GET", self._path, params=params, timeout=60.0)
+        version = ""
+        async for page in self._client.pages(self._path, self._selector):
             items += page["items"]
-            following = page["metadata"].get("continue")
-            if not following:
-                self._listed(items)
-                return str(page["metadata"]["resourceVersion"])
-            params["continue"] = following
+            version = str(page["metadata"]["resourceVersion"])
+        self._listed(items)
+        return version
 
 
 class Registry:

@@ -57,30 +57,30 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
 
-def jobs_path(namespace: str | None, name: str | None = None, subresource: str = "") -> str:
-    """Path of the jobs of a namespace (``None``: of all), or of one job."""
+def _path(root: str, plural: str, namespace: str | None, name: str | None, subresource: str) -> str:
     scope = f"/namespaces/{namespace}" if namespace else ""
     tail = (f"/{name}" if name else "") + (f"/{subresource}" if subresource else "")
-    return f"/apis/{GROUP}/{VERSION}{scope}/{PLURAL}{tail}"
+    return f"{root}{scope}/{plural}{tail}"
+
+
+def jobs_path(namespace: str | None, name: str | None = None, subresource: str = "") -> str:
+    """Path of the jobs of a namespace (``None``: of all), or of one job."""
+    return _path(f"/apis/{GROUP}/{VERSION}", PLURAL, namespace, name, subresource)
 
 
 def queues_path(namespace: str | None, name: str | None = None, subresource: str = "") -> str:
     """Path of the ClaudeCodeQueues of a namespace (``None``: of all), or of one."""
-    scope = f"/namespaces/{namespace}" if namespace else ""
-    tail = (f"/{name}" if name else "") + (f"/{subresource}" if subresource else "")
-    return f"/apis/{GROUP}/{VERSION}{scope}/{QUEUE_PLURAL}{tail}"
+    return _path(f"/apis/{GROUP}/{VERSION}", QUEUE_PLURAL, namespace, name, subresource)
 
 
 def pods_path(namespace: str | None, name: str | None = None, subresource: str = "") -> str:
     """Path of the pods of a namespace (``None``: of all), or of one pod."""
-    scope = f"/namespaces/{namespace}" if namespace else ""
-    tail = (f"/{name}" if name else "") + (f"/{subresource}" if subresource else "")
-    return f"/api/v1{scope}/pods{tail}"
+    return _path("/api/v1", "pods", namespace, name, subresource)
 
 
 def claims_path(namespace: str, name: str | None = None) -> str:
     """Path of the PersistentVolumeClaims of a namespace, or of one."""
-    return f"/api/v1/namespaces/{namespace}/persistentvolumeclaims" + (f"/{name}" if name else "")
+    return _path("/api/v1", "persistentvolumeclaims", namespace, name, "")
 
 
 def resource_of(path: str) -> str:
@@ -240,8 +240,8 @@ class KubeClient:
             raise
         return result
 
-    async def list(self, path: str, selector: str = "") -> AsyncIterator[dict[str, Any]]:
-        """All objects, page by page, so that a large list neither blocks the loop nor fills memory.
+    async def pages(self, path: str, selector: str = "") -> AsyncIterator[dict[str, Any]]:
+        """The pages of a list: all of one snapshot, whose version is in the metadata of each.
 
         Raises:
             ApiError: also 410 (Expired) when the list took longer than the server keeps its snapshot.
@@ -249,13 +249,22 @@ class KubeClient:
         params = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
         while True:
             page = await self.request("GET", path, params=params, timeout=60.0)
-            for item in page["items"]:
-                yield item
+            yield page
             token = page["metadata"].get("continue")
             if not token:
                 return
             params["continue"] = token
             await asyncio.sleep(0)
+
+    async def list(self, path: str, selector: str = "") -> AsyncIterator[dict[str, Any]]:
+        """All objects, page by page, so that a large list neither blocks the loop nor fills memory.
+
+        Raises:
+            ApiError: as ``pages`` does.
+        """
+        async for page in self.pages(path, selector):
+            for item in page["items"]:
+                yield item
 
     async def watch(self, path: str, selector: str, version: str) -> AsyncIterator[dict[str, Any]]:
         """Events of a collection after a version of it, bookmarks included; ends when the server ends it.
@@ -272,10 +281,9 @@ class KubeClient:
             ) as response:
                 if response.status >= 300:
                     raise _api_error(response, await response.read())
-                buffer = bytearray()
+                rest = b""
                 async for chunk in response.content.iter_any():
-                    *lines, rest = (bytes(buffer) + chunk).split(b"\n") if b"\n" in chunk else (chunk,)
-                    buffer = bytearray(rest) if lines else buffer + rest
+                    *lines, rest = (rest + chunk).split(b"\n")
                     for line in filter(None, lines):
                         event: dict[str, Any] = json.loads(line)
                         if event["type"] == "ERROR":
