@@ -31,11 +31,7 @@ class Stale(Exception):
 
 
 class Applier:
-    """Turns decisions into API calls.
-
-    Attributes:
-        writes: API writes so far (create, patch, delete), for the benchmark and the metrics.
-    """
+    """Turns decisions into API calls."""
 
     def __init__(self, client: KubeClient, cache: Cache, settings: Settings, metrics: Metrics | None = None) -> None:
         self._client = client
@@ -43,7 +39,6 @@ class Applier:
         self._settings = settings
         self._metrics = metrics
         self._progress_written: dict[Key, float] = {}
-        self.writes = 0
 
     async def apply(self, job: JobView, decision: Decision) -> float | None:
         """Carry the decision out; returns after how many seconds to look again, if at all.
@@ -87,7 +82,6 @@ class Applier:
         body: dict[str, Any] = {"preconditions": {"uid": deletion.uid}}
         if deletion.grace is not None:
             body["gracePeriodSeconds"] = deletion.grace
-        self.writes += 1
         try:
             answer = await self._client.request("DELETE", pods_path(job.namespace, deletion.name), body)
         except ApiError as error:
@@ -113,7 +107,6 @@ class Applier:
                 await self._ensure_claim(job, claim)
         except (PodBuildError, ValidationError) as error:
             return self._unbuildable(job, str(error))
-        self.writes += 1
         try:
             self._cache.put_pod(await self._client.request("POST", pods_path(job.namespace), body))
         except ApiError as error:
@@ -136,7 +129,6 @@ class Applier:
         try:
             claim = await self._client.get(claims_path(job.namespace, name))
             if claim is None:
-                self.writes += 1
                 claim = await self._client.request("POST", claims_path(job.namespace), build_claim(job))
         except ApiError as error:
             if error.status == 409 and error.reason == "AlreadyExists":
@@ -191,7 +183,6 @@ class Applier:
                 return due - now
         self._progress_written[job.key] = now
         new = status.model_dump(by_alias=True, mode="json", exclude_none=True)
-        self.writes += 1
         try:
             answer = await self._client.patch_status(job.namespace, job.name, job.resource_version, new)
         except ApiError as error:
@@ -212,7 +203,6 @@ class Applier:
             self._cache.put_job(fresh)
 
     async def _delete_job(self, job: JobView) -> None:
-        self.writes += 1
         body = {"preconditions": {"uid": job.uid}, "propagationPolicy": "Background"}
         try:
             await self._client.request("DELETE", jobs_path(job.namespace, job.name), body)
