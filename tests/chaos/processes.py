@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.operator import REPOSITORY
+from tests.support.operator import REPOSITORY, command_environment
 
 
 class ForkServer:
@@ -23,7 +23,7 @@ class ForkServer:
 
     async def start(self) -> None:
         """Start; it imports the operator meanwhile."""
-        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "SSL_CERT_FILE")}
+        path = f"{REPOSITORY / 'operator'}:{REPOSITORY}"
         pipe = asyncio.subprocess.PIPE
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -31,7 +31,7 @@ class ForkServer:
             "tests.chaos.seeded",
             cwd=REPOSITORY,
             # The client library takes the kubeconfig's place when it is imported: relative to each operator's folder.
-            env=kept | {"PYTHONPATH": f"{REPOSITORY / 'operator'}:{REPOSITORY}", "KUBECONFIG": "kubeconfig"},
+            env=command_environment(PYTHONPATH=path, KUBECONFIG="kubeconfig"),
             stdin=pipe,
             stdout=pipe,
         )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from localcluster import Cluster
-from tests.conftest import make_namespace
 from tests.support.drain import check, drained, make_jobs
 from tests.support.kube import Namespace
 
@@ -17,12 +15,7 @@ from .field import NOTES
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture
-def queue_namespace(cluster: Cluster) -> Iterator[Namespace]:
-    yield from make_namespace(cluster)
-
-
-def test_a_thousand_queue_jobs_run_exactly_once(cluster: Cluster, queue_namespace: Namespace, tmp_path: Path) -> None:
-    with drained(cluster, queue_namespace, tmp_path, make_jobs(1000), slots=200) as drain:
+def test_a_thousand_queue_jobs_run_exactly_once(cluster: Cluster, own_namespace: Namespace, tmp_path: Path) -> None:
+    with drained(cluster, own_namespace, tmp_path, make_jobs(1000), slots=200) as drain:
         drain.run(kills=20, restarts=5, timeout=600)
         NOTES.append(check(drain))

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from localcluster import Cluster
-from tests.conftest import make_namespace
 from tests.support.drain import check, drained, make_jobs
 from tests.support.kube import Namespace
 
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture
-def queue_namespace(cluster: Cluster) -> Iterator[Namespace]:
-    yield from make_namespace(cluster)
-
-
-def test_every_queue_job_runs_exactly_once(cluster: Cluster, queue_namespace: Namespace, tmp_path: Path) -> None:
-    with drained(cluster, queue_namespace, tmp_path, make_jobs(150), slots=60) as drain:
+def test_every_queue_job_runs_exactly_once(cluster: Cluster, own_namespace: Namespace, tmp_path: Path) -> None:
+    with drained(cluster, own_namespace, tmp_path, make_jobs(150), slots=60) as drain:
         drain.run(kills=4, restarts=2, timeout=300)
         print(check(drain))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from claudejobs.reconcile.pod import build_pod
 from claudejobs.settings import Settings
 
 from .kube import Namespace, job
-from .operator import REPOSITORY, free_port, wait_for
+from .operator import command_environment, free_port, start_command, wait_for
 
 KEY = "sk-ant-the-key-that-no-pod-may-see"
 
@@ -51,18 +49,8 @@ class GatewayProcess:
 
     def start(self) -> GatewayProcess:
         """Start, and wait until it is ready."""
-        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "SSL_CERT_FILE")}
-        environment = kept | {
-            "PYTHONPATH": str(REPOSITORY / "operator"),
-            "KUBECONFIG": str(self._kubeconfig),
-        }
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "claudejobs.cli.main", "gateway"],
-                env=environment | self._settings,
-                stdout=log,
-                stderr=log,
-            )
+        environment = command_environment(KUBECONFIG=str(self._kubeconfig))
+        self.process = start_command("gateway", self.log, environment | self._settings)
         wait_for(lambda: self.state() == "ok", f"the gateway is ready; its log: {self.log}")
         return self
 

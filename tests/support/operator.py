@@ -29,6 +29,20 @@ def free_port() -> int:
         return port
 
 
+def command_environment(**variables: str) -> dict[str, str]:
+    """The environment of a command of this checkout: nothing of the caller's own settings reaches it."""
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "SSL_CERT_FILE")}
+    return kept | {"PYTHONPATH": str(REPOSITORY / "operator")} | variables
+
+
+def start_command(command: str, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start ``claudejobs COMMAND``; what it says is added to the log."""
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "claudejobs.cli.main", command], env=environment, stdout=out, stderr=out
+        )
+
+
 class OperatorProcess:
     """Starts and ends ``claudejobs operator``. Settings are environment variables."""
 
@@ -42,21 +56,13 @@ class OperatorProcess:
 
     def start(self) -> OperatorProcess:
         """Start, and wait until it is ready."""
-        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "SSL_CERT_FILE")}
-        environment = kept | {
-            "PYTHONPATH": str(REPOSITORY / "operator"),
-            "KUBECONFIG": str(self.namespace.cluster.kubeconfig),
-            "DATABASE_URL": self.database_url,
-            "WATCH_NAMESPACES": self.namespace.name,
-            "HEALTH_PORT": str(self.port),
-        }
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "claudejobs.cli.main", "operator"],
-                env=environment | self._settings,
-                stdout=log,
-                stderr=log,
-            )
+        environment = command_environment(
+            KUBECONFIG=str(self.namespace.cluster.kubeconfig),
+            DATABASE_URL=self.database_url,
+            WATCH_NAMESPACES=self.namespace.name,
+            HEALTH_PORT=str(self.port),
+        )
+        self.process = start_command("operator", self.log, environment | self._settings)
         wait_for(self.ready, f"the operator is ready; its log: {self.log}")
         return self
 
