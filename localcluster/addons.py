@@ -13,6 +13,20 @@ from localcluster.network import DNS_SERVICE
 _DNS_PORT = 5353
 _LABELS = {"k8s-app": "kube-dns"}
 
+# What the pods of the cluster's own parts have in common.
+RESOURCES = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}}
+CONTAINER_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": 65532,
+    "runAsGroup": 65532,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
 
 def corefile(forward_to: Sequence[str]) -> str:
     """Render CoreDNS's configuration; without `forward_to` it knows the cluster's names only."""
@@ -125,14 +139,10 @@ def _dns_deployment(image: str, config_hash: str) -> dict[str, Any]:
             {"containerPort": _DNS_PORT, "protocol": "TCP", "name": "dns-tcp"},
         ],
         "volumeMounts": [{"name": "config", "mountPath": "/etc/coredns", "readOnly": True}],
-        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}},
+        "resources": RESOURCES,
         "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181}, "periodSeconds": 1},
         "livenessProbe": {"httpGet": {"path": "/health", "port": 8080}, "initialDelaySeconds": 10},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
+        "securityContext": CONTAINER_SECURITY,
     }
     return {
         **_meta("apps/v1", "Deployment", "coredns", "kube-system"),
@@ -145,12 +155,7 @@ def _dns_deployment(image: str, config_hash: str) -> dict[str, Any]:
                     "serviceAccountName": "coredns",
                     "priorityClassName": "system-cluster-critical",
                     "dnsPolicy": "Default",
-                    "securityContext": {
-                        "runAsNonRoot": True,
-                        "runAsUser": 65532,
-                        "runAsGroup": 65532,
-                        "seccompProfile": {"type": "RuntimeDefault"},
-                    },
+                    "securityContext": POD_SECURITY,
                     "containers": [container],
                     "volumes": [{"name": "config", "configMap": {"name": "coredns"}}],
                 },

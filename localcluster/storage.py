@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from localcluster.addons import CONTAINER_SECURITY, POD_SECURITY, RESOURCES
+
 PROGRAMS = ("local-path-provisioner", "folder")
 """What its image holds: the provisioner, and what it runs on a node to make and remove a folder."""
 
@@ -116,12 +118,8 @@ def _deployment(image: str) -> dict[str, Any]:
             f"--namespace={_NAMESPACE}",
         ],
         "volumeMounts": [{"name": "config", "mountPath": "/etc/config", "readOnly": True}],
-        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
+        "resources": RESOURCES,
+        "securityContext": CONTAINER_SECURITY,
     }
     return {
         **_meta("apps/v1", "Deployment"),
@@ -132,12 +130,7 @@ def _deployment(image: str) -> dict[str, Any]:
                 "spec": {
                     "serviceAccountName": _NAME,
                     "priorityClassName": "system-cluster-critical",
-                    "securityContext": {
-                        "runAsNonRoot": True,
-                        "runAsUser": 65532,
-                        "runAsGroup": 65532,
-                        "seccompProfile": {"type": "RuntimeDefault"},
-                    },
+                    "securityContext": POD_SECURITY,
                     "containers": [container],
                     "volumes": [{"name": "config", "configMap": {"name": _NAME}}],
                 },
