@@ -8,11 +8,15 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import yaml
+from kubernetes.client import ApiClient, ApiException, CoreV1Api, CustomObjectsApi
+from kubernetes.config import new_client_from_config
 
-from claudejobs.api.base import API_VERSION, KIND
+from claudejobs.api.base import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from localcluster import Cluster
 
 T = TypeVar("T")
@@ -37,6 +41,12 @@ def job(name: str, prompt: str = "script: hello", **spec: Any) -> dict[str, Any]
         "metadata": {"name": name},
         "spec": {"prompt": prompt, "claude": {"model": "claude-sonnet-4-5"}, **spec},
     }
+
+
+@cache
+def client_of(kubeconfig: Path) -> ApiClient:
+    """For what tests read many times a second: a kubectl each time would take the machine's processors."""
+    return new_client_from_config(str(kubeconfig))
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,14 @@ class Namespace:
 
     def status(self, name: str) -> dict[str, Any]:
         """A job's status."""
-        obj = self.get("ccj", name)
-        return (obj or {}).get("status", {})
+        api = CustomObjectsApi(client_of(self.cluster.kubeconfig))
+        try:
+            obj: dict[str, Any] = api.get_namespaced_custom_object(GROUP, VERSION, self.name, PLURAL, name)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            return {}
+        return obj.get("status") or {}
 
     def uid_of(self, name: str) -> str:
         """A job's UID."""
@@ -95,9 +111,10 @@ class Namespace:
 
     def pods(self, name: str) -> list[dict[str, Any]]:
         """The pods of a job."""
-        items: list[dict[str, Any]] = json.loads(
-            self.kubectl("get", "pods", "-l", f"claudecode.dev/job={name}", "-o", "json")
-        )["items"]
+        api = CoreV1Api(client_of(self.cluster.kubeconfig))
+        selector = f"claudecode.dev/job={name}"
+        found = api.list_namespaced_pod(self.name, label_selector=selector, _preload_content=False)
+        items: list[dict[str, Any]] = json.loads(found.data)["items"]
         return items
 
     def wait_phase(self, name: str, *phases: str, timeout: float = 120.0) -> dict[str, Any]:
