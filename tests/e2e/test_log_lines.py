@@ -20,17 +20,19 @@ BURST_LINES = 11_000
 CUTS = 4
 MORE = 50
 """Lines that pass between two faults."""
+SWALLOWED = 3
+"""Lines that containerd may write into the old file when the kubelet, which follows it, has gone over to the new."""
 
 
-async def stored(operator: OperatorProcess, process: str, at_least: int) -> list[LogLine]:
-    """The stored lines, once there are so many."""
+async def stored(operator: OperatorProcess, process: str, at_least: int = 1, last: str = "") -> list[LogLine]:
+    """The stored lines, once there are so many, and ``last`` is the end of them."""
     lines: list[LogLine] = []
     for _ in range(600):
         lines = await operator.lines(process)
-        if len(lines) >= at_least:
+        if len(lines) >= at_least and lines[-1].line.endswith(last):
             return lines
         await asyncio.sleep(0.1)
-    raise AssertionError(f"{len(lines)} lines are stored, not {at_least}")
+    raise AssertionError(f"{len(lines)} lines are stored, not {at_least}; the last is {lines[-1:]}")
 
 
 async def test_streams_that_are_cut_and_an_operator_that_is_killed_lose_and_double_nothing(
@@ -66,7 +68,7 @@ async def test_streams_that_are_cut_and_an_operator_that_is_killed_lose_and_doub
         proxy.cut()
 
 
-async def test_every_line_of_a_rotated_log_is_stored_once(
+async def test_every_line_of_a_rotated_log_that_the_kubelet_hands_out_is_stored_once(
     own_namespace: Namespace, own_operator: Callable[..., OperatorProcess], misbehaving_image: str
 ) -> None:
     operator = own_operator(runner_image=misbehaving_image).start()
@@ -81,8 +83,13 @@ async def test_every_line_of_a_rotated_log_is_stored_once(
     own_namespace.kubectl("exec", "flood-1", "-c", "runner", "--", "touch", "/workspace/stop")
     assert own_namespace.wait_phase("flood", "Completed", "Failed")["phase"] == "Completed"
     await wait_rows(operator, "flood", "completed")
-    last = int(own_namespace.kubectl("logs", "flood-1", "--tail=1").split()[1])
-    lines = await stored(operator, f"{own_namespace.uid_of('flood')}-1", last)
-    assert [int(line.line.split()[1]) for line in lines] == list(range(1, last + 1))
-    assert [line.seq for line in lines] == list(range(1, last + 1))
+    current = [int(line.split()[1]) for line in own_namespace.kubectl("logs", "flood-1").splitlines()]
+    process = f"{own_namespace.uid_of('flood')}-1"
+    lines = await stored(operator, process, last=f"line {current[-1]}")
+    numbers = [int(line.line.split()[1]) for line in lines]
+    missing = sorted(set(range(1, current[-1] + 1)) - set(numbers))
+    assert numbers == sorted(set(numbers))
+    assert missing == list(range(current[0] - len(missing), current[0])), "only the kubelet's own loss is forgiven"
+    assert len(missing) <= SWALLOWED
+    assert [line.seq for line in lines] == list(range(1, len(lines) + 1))
     assert operator.stop() == 0

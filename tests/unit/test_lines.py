@@ -107,6 +107,13 @@ def test_lines_of_one_microsecond_are_told_apart_by_their_count() -> None:
     assert numbers(Reader("p", stored), 2, 3, 3, 3, 4) == [None, None, None, 8, 9]
 
 
+def test_events_that_a_rotation_swallowed_are_counted() -> None:
+    reader = Reader("p")
+    assert [reader.missing_before(event) for event in (1, 2, 5, 6, 6)] == [0, 0, 2, 0, 0]
+    begun_after_a_rotation = Reader("p")
+    assert [begun_after_a_rotation.missing_before(event) for event in (40, 41, 43)] == [0, 0, 1]
+
+
 def test_bytes_that_are_no_text_do_not_stop_the_reader() -> None:
     seen = Reader("p").take(stamped(1)[:-1] + b"\xff\xfe")
     assert seen is not None

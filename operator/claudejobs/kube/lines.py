@@ -95,6 +95,7 @@ class Reader:
         self._stored_left = stored.same_time if stored else 0
         self._last = ("", 0)
         self._seen_until = ("", 0)
+        self._event = 0
 
     def resume(self) -> None:
         """A stream begins anew: what it repeats of the last whole second was seen before."""
@@ -114,6 +115,15 @@ class Reader:
             self._seq += 1
             number = self._seq
         return SeenLine(number, time, text.decode("utf-8", "replace"))
+
+    def missing_before(self, event: int) -> int:
+        """How many events did not come between the one before and this; the runner numbers them without gaps.
+
+        A kubelet that follows a log goes over to the new file when the log is rotated, and does not look into the old
+        one again: what was written there last is lost when it had not read so far.
+        """
+        before, self._event = self._event, event
+        return max(0, event - before - 1) if before else 0
 
     def _is_stored(self, time: datetime) -> bool:
         """The store keeps microseconds, and two lines may have the same: then as many as it has are skipped."""

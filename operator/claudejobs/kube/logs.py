@@ -121,6 +121,8 @@ class LogFollowers:
             if seen is None:
                 continue
             event = parse_event(seen.text)
+            if event and (missing := reader.missing_before(event.seq)):
+                logger.warning("log of %s: the kubelet lost %d lines when it rotated the log", pod.name, missing)
             tail = report.tail
             report = report.with_event(event) if event else report.with_text(seen.text)
             if seen.number is not None:
