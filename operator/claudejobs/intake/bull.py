@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bullmq import Job, Queue, Worker
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from claudejobs.api.queue import DEAD_LETTER_SUFFIX
 from claudejobs.api.queue_job import QueueJob
@@ -30,8 +30,8 @@ MAX_STALLED_COUNT = 1
 NO_ASIDE = 6
 """Major version of BullMQ from which on pausing a queue does not move its waiting jobs aside."""
 
-UNAVAILABLE = (RedisError, OSError)
-"""What is raised when Redis is away, or refuses."""
+UNAVAILABLE = (RedisError, RedisClusterException, OSError)
+"""What is raised when Redis is away, or refuses. (A Cluster's errors are none of the library's other ones.)"""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from claudejobs.kube.client import ApiError
 from claudejobs.reconcile.views import JobView, LiveReport
 
 from .bull import UNAVAILABLE, BullQueue, Fetched, NotHeld, Snapshot, run_id
-from .connection import Client
+from .connection import Client, describe
 from .handling import Handler
 from .listener import listen
 from .mapping import progress_of
@@ -51,7 +51,16 @@ class Consumer:
         snapshot: what the last sweep saw of the queue.
     """
 
-    def __init__(self, view: QueueView, resources: Resources, client: Client, listening: Client, turns: Turns) -> None:
+    def __init__(
+        self,
+        view: QueueView,
+        resources: Resources,
+        client: Client,
+        listening: Client,
+        turns: Turns,
+        changed: Callable[[], None],
+    ) -> None:
+        """``changed`` is called when Redis goes or is back."""
         self.draining = False
         self.connected = False
         self.last_error: tuple[str, float] | None = None
@@ -59,6 +68,7 @@ class Consumer:
         self.held: frozenset[QueueJob] = frozenset()
         self.run_id: str | None = None
         self._resources = resources
+        self._changed = changed
         self._listening = listening
         self._bull = BullQueue(client, view.spec.prefix, view.spec.queue_name, view.uid)
         self._reports = Reports(self._bull)
@@ -300,6 +310,7 @@ class Consumer:
         if not self.connected:
             self.connected = True
             logger.info("queue %s: Redis answers", self.view.qualified)
+            self._changed()
             self._fetch_now.set()
             self._tell_now.set()
 
@@ -309,11 +320,13 @@ class Consumer:
             # Finished by a call whose reply was lost, removed, or taken over: the next sweep tells which.
             logger.info("queue %s: %s", self.view.qualified, error)
             return
-        text = f"{'Redis' if isinstance(error, UNAVAILABLE) else type(error).__name__}: {error}"
+        text = describe(error) if isinstance(error, UNAVAILABLE) else f"{type(error).__name__}: {error}"
         if isinstance(error, UNAVAILABLE):
             if self.connected:
                 logger.warning("queue %s: %s", self.view.qualified, text)
                 self._sweep_now.set()
+            if self.connected or self.last_error is None:
+                self._changed()
             self.connected = False
         elif not isinstance(error, ApiError):
             logger.error("queue %s: a defect", self.view.qualified, exc_info=error)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
+from redis.asyncio import RedisCluster
 
 from claudejobs.api.base import API_VERSION
 from claudejobs.api.queue import QUEUE_KIND, SOURCE_LABEL, QueueSpec, QueueStatus
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
 """How often the queues are looked at; their resources are looked at at once when they change."""
+
+_ONE_SLOT = re.compile(r"^[^{]*\{[^}]+\}")
+"""Names of queues whose keys are all in one slot of a Redis Cluster."""
 
 
 @dataclass
@@ -215,7 +220,9 @@ class Intake:
         if queue.problem is None and consumer is None:
             assert self._redis is not None
             assert self._listening is not None
-            queue.consumer = Consumer(view, self._resources, self._redis, self._listening, self._turns)
+            queue.consumer = Consumer(
+                view, self._resources, self._redis, self._listening, self._turns, self._look_now.set
+            )
             queue.consumer.start()
             logger.info("queue %s is drained into namespace %s", view.qualified, view.target)
         elif consumer:
@@ -236,6 +243,12 @@ class Intake:
         watched = self._settings.watch_namespaces
         if watched and view.target not in watched:
             return "NamespaceNotWatched", f"jobs of namespace {view.target} are not run here (WATCH_NAMESPACES)"
+        if isinstance(self._redis, RedisCluster) and not _ONE_SLOT.search(view.qualified):
+            text = (
+                "on a Redis Cluster the keys of a queue must share a slot: producers and spec.prefix need a prefix in "
+                f"braces, such as {{bull}}, not {view.spec.prefix}"
+            )
+            return "PrefixWithoutBraces", text
         older = [
             other.view
             for other in self._queues.values()

@@ -33,10 +33,10 @@ def connected(
 ) -> QueueStatus:
     """What Redis says of the queue, or that it says nothing: then the last counts stay."""
     last_error, when = error or (None, None)
-    reason = ("Connected", "Redis answers") if answers else ("RedisAway", last_error or "Redis was not asked yet")
-    conditions = with_condition(
-        status.conditions, "Connected", "True" if answers else "False", *reason, generation, now
-    )
+    truth: tuple[Truth, str, str] = ("True", "Connected", "Redis answers")
+    if not answers:
+        truth = ("False", "RedisAway", last_error) if last_error else ("Unknown", "NotAsked", "Redis was not asked yet")
+    conditions = with_condition(status.conditions, "Connected", *truth, generation, now)
     update: dict[str, object] = {"connected": answers, "conditions": conditions}
     if last_error and when:
         update |= {"last_error": last_error, "last_error_time": datetime.fromtimestamp(int(when), UTC)}
