@@ -46,10 +46,11 @@ class Bench:
             answer: Json = json.loads(response.read())
             return answer
 
-    def events(self, reason: str) -> list[str]:
-        """Messages of the Kubernetes Events with this reason."""
-        events = json.loads(self.namespace.kubectl("get", "events", "-o", "json"))["items"]
-        return [event["message"] for event in events if event["reason"] == reason]
+    def events(self, queue: Queue, reason: str) -> list[str]:
+        """Messages of the Kubernetes Events about a queue with this reason."""
+        about = f"involvedObject.name={queue.resource},reason={reason}"
+        events = json.loads(self.namespace.kubectl("get", "events", "--field-selector", about, "-o", "json"))["items"]
+        return [event["message"] for event in events]
 
 
 class Queue:

@@ -43,6 +43,12 @@ def start_command(command: str, log: Path, environment: dict[str, str]) -> subpr
         )
 
 
+def run_command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run ``claudejobs`` with arguments, whatever comes of it."""
+    command = [sys.executable, "-m", "claudejobs.cli.main", *arguments]
+    return subprocess.run(command, env=command_environment(**variables), capture_output=True, text=True, check=False)
+
+
 class OperatorProcess:
     """Starts and ends ``claudejobs operator``. Settings are environment variables."""
 
