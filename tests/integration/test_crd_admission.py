@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -139,6 +140,31 @@ class TestChanges:
         assert "cancel cannot be undone" in done.stderr
         done = namespace.run("patch", "ccj", name, "--type=merge", "-p", '{"spec":{"cancel":null}}')
         assert "cancel cannot be undone" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "old", "new"),
+    [
+        ("queueName", "tasks", "others"),
+        ("prefix", "bull", "horse"),
+        ("targetNamespace", None, "default"),
+        ("targetNamespace", "default", None),
+        ("targetNamespace", "default", "others"),
+    ],
+)
+def test_where_a_queue_leads_cannot_change(namespace: Namespace, field: str, old: str | None, new: str | None) -> None:
+    spec = {"queueName": "tasks", "suspend": True, field: old}
+    queue = {
+        "apiVersion": "claudecode.dev/v1alpha1",
+        "kind": "ClaudeCodeQueue",
+        "metadata": {"name": unique("queue")},
+        "spec": {key: value for key, value in spec.items() if value is not None},
+    }
+    namespace.apply(queue)
+    patch = json.dumps({"spec": {field: new, "lookAhead": 5}})
+    done = namespace.run("patch", "ccq", queue["metadata"]["name"], "--type=merge", "-p", patch)
+    assert f"{field} cannot be changed; make another ClaudeCodeQueue" in done.stderr
+    namespace.kubectl("patch", "ccq", queue["metadata"]["name"], "--type=merge", "-p", '{"spec":{"lookAhead":5}}')
 
 
 def test_the_resource_is_listed_as_documented(namespace: Namespace) -> None:

@@ -6,6 +6,7 @@ cannot hold (``$ref``, ``anyOf`` with null, titles) is resolved or dropped here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
@@ -69,20 +70,25 @@ def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str,
     return out
 
 
-def _immutability_rules() -> list[dict[str, str]]:
+def _immutable(model: type[BaseModel], names: Iterable[str], message: str) -> list[dict[str, str]]:
     """Rules for the spec as a whole, because a rule on an optional field is not asked when the field is added or
     removed."""
     rules = []
-    for name, field in JobSpec.model_fields.items():
-        if name in MUTABLE_FIELDS:
-            continue
+    for name in names:
+        field = model.model_fields[name]
         key = field.serialization_alias or field.alias or name
         same = (
             f"self.{key} == oldSelf.{key}"
             if field.is_required()
             else (f"has(self.{key}) == has(oldSelf.{key}) && (!has(self.{key}) || self.{key} == oldSelf.{key})")
         )
-        rules.append(cel(same, f"{key} cannot be changed once the job exists; make a new job"))
+        rules.append(cel(same, f"{key} cannot be changed{message}"))
+    return rules
+
+
+def _job_rules() -> list[dict[str, str]]:
+    names = [name for name in JobSpec.model_fields if name not in MUTABLE_FIELDS]
+    rules = _immutable(JobSpec, names, " once the job exists; make a new job")
     rules.append(
         cel(
             "!(has(oldSelf.cancel) && oldSelf.cancel) || (has(self.cancel) && self.cancel)",
@@ -139,7 +145,7 @@ def custom_resource_definition() -> dict[str, Any]:
     spec = _schema(JobSpec)
     own = JobSpec.__annotations__
     spec["properties"] = dict(sorted(spec["properties"].items(), key=lambda item: to_snake(item[0]) not in own))
-    spec["x-kubernetes-validations"] = _immutability_rules()
+    spec["x-kubernetes-validations"] = _job_rules()
     named = cel(
         f"self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= {MAX_JOB_NAME}",
         f"metadata.name must be lower-case letters, digits and '-', at most {MAX_JOB_NAME} characters, "
@@ -154,10 +160,8 @@ def custom_resource_definition() -> dict[str, Any]:
 def queue_definition() -> dict[str, Any]:
     """The CustomResourceDefinition of ClaudeCodeQueue."""
     spec = _schema(QueueSpec)
-    spec["x-kubernetes-validations"] = [
-        cel(f"self.{key} == oldSelf.{key}", f"{key} cannot be changed; make a new ClaudeCodeQueue")
-        for key in ("queueName", "prefix")
-    ]
+    fixed = ("queue_name", "prefix", "target_namespace")
+    spec["x-kubernetes-validations"] = _immutable(QueueSpec, fixed, "; make another ClaudeCodeQueue")
     root = _root("A BullMQ queue in Redis whose jobs become ClaudeCodeJobs.", spec, _schema(QueueStatus))
     return _definition(QUEUE_KIND, QUEUE_PLURAL, "ccq", {"additionalPrinterColumns": QUEUE_COLUMNS}, root)
 
