@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +19,7 @@ from claudejobs.api.queue import QUEUE_KIND, SOURCE_LABEL, QueueSpec, QueueStatu
 from claudejobs.kube.client import JSON_PATCH, ApiError, KubeClient, queues_path
 from claudejobs.kube.controller import Controller
 from claudejobs.kube.notices import post_event
-from claudejobs.reconcile.views import JobView, Key, LiveReport
+from claudejobs.reconcile.views import JobView, Key, LiveReport, is_newer
 from claudejobs.settings import Settings
 
 from . import state
@@ -38,10 +39,17 @@ _ONE_SLOT = re.compile(r"^[^{]*\{[^}]+\}")
 
 @dataclass
 class _Queue:
-    """A ClaudeCodeQueue that is known: what is wanted, what was written, and who drains it."""
+    """What is known of the ClaudeCodeQueues of one name: what is wanted, what was written, and who drains it.
 
-    view: QueueView | None
-    status: QueueStatus
+    Attributes:
+        view: the resource; ``None`` when there is none now.
+        version: the newest resource version that was seen, a deletion's included.
+        consumer: it may still be that of a resource of this name that is gone.
+    """
+
+    view: QueueView | None = None
+    version: str = ""
+    status: QueueStatus = field(default_factory=QueueStatus)
     consumer: Consumer | None = None
     problem: tuple[str, str] | None = None
     told_away: bool = False
@@ -60,6 +68,7 @@ class Intake:
         self._redis: Client | None = None
         self._listening: Client | None = None
         self._look_now = asyncio.Event()
+        self._listed_at: float | None = None  # time.monotonic
         self._task: asyncio.Task[None] | None = None
         controller.listener = self
 
@@ -88,13 +97,7 @@ class Intake:
 
     def on_queue(self, event: str | None, obj: dict[str, Any]) -> None:
         """An event of a ClaudeCodeQueue."""
-        key = (obj["metadata"]["namespace"], obj["metadata"]["name"])
-        known = self._queues.get(key)
-        if event == "DELETED":
-            if known:
-                known.view = None
-        else:
-            self._take_in(key, obj)
+        self._take_in(obj, event == "DELETED")
         self._look_now.set()
 
     def health(self) -> dict[str, Any]:
@@ -136,28 +139,28 @@ class Intake:
 
     def waits(self, job: JobView) -> bool:
         """Whether a producer does not know yet how the job ended."""
-        consumer = self._consumer_of(job)
-        return consumer is not None and consumer.waits(job)
+        if job.queue_job is None or self._redis is None:
+            return False
+        if consumer := self._consumer_of(job):
+            return consumer.waits(job)
+        # Nobody drains its queue yet, as after a start, or just now, as when the queue's resource is made anew.
+        views = [queue.view for queue in self._queues.values() if queue.view]
+        return self._listed_at is None or any(_is_of(job, view) for view in views)
 
     def _consumer_of(self, job: JobView) -> Consumer | None:
         if job.queue_job is None:
             return None
-        for queue in self._queues.values():
-            consumer = queue.consumer
-            if consumer and consumer.view.qualified == job.queue_job.queue and consumer.view.target == job.namespace:
-                return consumer
-        return None
+        consumers = (queue.consumer for queue in self._queues.values() if queue.consumer)
+        return next((consumer for consumer in consumers if _is_of(job, consumer.view)), None)
 
     # The queues.
 
     async def _run(self) -> None:
-        listed = False
         while True:
             self._look_now.clear()
             try:
-                if not listed:
+                if self._listed_at is None or time.monotonic() - self._listed_at > self._settings.resync_seconds:
                     await self._list()
-                    listed = True
             except ApiError as error:
                 logger.warning("the queues are listed again: %s", error)
             for key in list(self._queues):
@@ -167,22 +170,40 @@ class Intake:
                     await self._look_now.wait()
 
     async def _list(self) -> None:
+        """List the queues: also what the watch missed of them, deletions included."""
         namespaces: list[str | None] = list(self._settings.watch_namespaces) or [None]
+        before = {key: queue.view for key, queue in self._queues.items()}
         for namespace in namespaces:
             async for obj in self._client.list(queues_path(namespace)):
-                self._take_in((obj["metadata"]["namespace"], obj["metadata"]["name"]), obj)
+                before.pop(self._take_in(obj), None)
+        for key, view in before.items():
+            if self._queues[key].view is view:  # else it was made while the list was
+                self._queues[key].view = None
+        self._listed_at = time.monotonic()
 
-    def _take_in(self, key: Key, obj: dict[str, Any]) -> None:
-        known = self._queues.setdefault(key, _Queue(None, QueueStatus()))
+    def _take_in(self, obj: dict[str, Any], deleted: bool = False) -> Key:
+        """Remember a resource; its key. What is older than what is known, as a list may be, changes nothing."""
+        meta = obj["metadata"]
+        key = (meta["namespace"], meta["name"])
+        known = self._queues.setdefault(key, _Queue())
+        if is_newer(meta["resourceVersion"], known.version):
+            known.version = meta["resourceVersion"]
+            self._put(known, key, obj, deleted or "deletionTimestamp" in meta)
+        return key
+
+    @staticmethod
+    def _put(known: _Queue, key: Key, obj: dict[str, Any], gone: bool) -> None:
+        meta = obj["metadata"]
+        if gone:
+            known.view = None
+            return
         try:
             known.status = QueueStatus.model_validate(obj.get("status") or {})
             spec = QueueSpec.model_validate(obj["spec"])
         except ValidationError as error:
             logger.error("queue %s/%s is left as it was: %s", *key, error)
-            return
-        meta = obj["metadata"]
-        if "deletionTimestamp" in meta:
-            known.view = None
+            if known.view and known.view.uid != meta["uid"]:
+                known.view = None
             return
         known.view = QueueView(
             namespace=key[0],
@@ -205,19 +226,18 @@ class Intake:
     async def _look_at(self, key: Key) -> None:
         """Start, change or stop what drains a queue, and write its status."""
         queue = self._queues[key]
-        view, consumer = queue.view, queue.consumer
-        if consumer and (view is None or view.uid != consumer.view.uid):
-            # What was fetched goes on to its end, unless another resource takes it over.
-            consumer.draining = True
-            if not consumer.idle and not self._has_successor(consumer.view):
-                return
-            await consumer.stop(5.0)
-            consumer = queue.consumer = None
+        if queue.consumer and not _drains(queue.consumer, queue.view):
+            await self._end(queue, queue.consumer)
+        view, consumer = queue.view, queue.consumer  # only now: it may have been made anew meanwhile
         if view is None:
-            del self._queues[key]
+            if consumer is None:
+                del self._queues[key]
             return
-        queue.problem = await self._problem_of(view)
-        if queue.problem is None and consumer is None:
+        problem = await self._problem_of(view)
+        if queue.view is not view:
+            return  # it has changed meanwhile, and is looked at again
+        queue.problem = problem
+        if problem is None and consumer is None:
             assert self._redis is not None
             assert self._listening is not None
             queue.consumer = Consumer(
@@ -225,11 +245,19 @@ class Intake:
             )
             queue.consumer.start()
             logger.info("queue %s is drained into namespace %s", view.qualified, view.target)
-        elif consumer:
-            consumer.draining = queue.problem is not None
+        elif consumer and _drains(consumer, view):
+            consumer.draining = problem is not None
             if consumer.view != view:
                 consumer.update(view)
         await self._write_status(key, queue, view)
+
+    async def _end(self, queue: _Queue, consumer: Consumer) -> None:
+        """End a consumer whose resource is gone: with what it has fetched, unless another resource takes that over."""
+        consumer.draining = True
+        if consumer.idle or self._has_successor(consumer.view):
+            await consumer.stop(5.0)
+            queue.consumer = None
+            self._look_now.set()  # who waits for that may be looked at already
 
     def _has_successor(self, old: QueueView) -> bool:
         """Whether another resource takes over what an old one has fetched: its jobs must be where the new one looks."""
@@ -260,6 +288,10 @@ class Intake:
         ending = [queue.consumer for queue in self._queues.values() if queue.consumer]
         if any(one.draining and one.view.qualified == view.qualified and one.view.uid != view.uid for one in ending):
             return "Draining", f"jobs of {view.qualified} that a deleted ClaudeCodeQueue has fetched still run"
+        former = self._queues[view.key].consumer
+        if former and not _drains(former, view):
+            text = f"jobs of {former.view.qualified} that a deleted ClaudeCodeQueue of this name has fetched still run"
+            return "Draining", text
         if view.target != view.namespace:
             return await self._target_problem(view)
         return None
@@ -277,16 +309,19 @@ class Intake:
 
     async def _write_status(self, key: Key, queue: _Queue, view: QueueView) -> None:
         status = _status_of(queue, view, datetime.now(UTC))
-        if queue.consumer:
+        if queue.consumer and _drains(queue.consumer, view):
             await self._tell_of_redis(queue, view, queue.consumer)
         if status == queue.status:
             return
         value = status.model_dump(by_alias=True, mode="json", exclude_none=True)
-        body = [{"op": "add", "path": "/status", "value": value}]
+        body = [
+            {"op": "replace", "path": "/metadata/uid", "value": view.uid},  # 409 when it is another one
+            {"op": "add", "path": "/status", "value": value},
+        ]
         try:
             await self._client.request("PATCH", queues_path(*key, "status"), body, content_type=JSON_PATCH)
         except ApiError as error:
-            if error.status != 404:
+            if error.status not in (404, 409):
                 raise
             return
         queue.status = status
@@ -313,11 +348,20 @@ class Intake:
             await post_event(self._client, about, "Normal", "RedisBack", "Redis answers again")
 
 
+def _drains(consumer: Consumer, view: QueueView | None) -> bool:
+    """Whether a consumer is that of this very resource."""
+    return view is not None and consumer.view.uid == view.uid
+
+
+def _is_of(job: JobView, view: QueueView) -> bool:
+    return job.queue_job is not None and (job.queue_job.queue, job.namespace) == (view.qualified, view.target)
+
+
 def _status_of(queue: _Queue, view: QueueView, now: datetime) -> QueueStatus:
     """The status that a queue should have now."""
     consumer = queue.consumer
     status = state.accepted(queue.status, queue.problem, view.generation, now)
-    if consumer is None:
+    if consumer is None or not _drains(consumer, view):
         return status
     status = state.connected(status, consumer.snapshot, consumer.connected, consumer.last_error, view.generation, now)
     return status.model_copy(update={"held": len(consumer.held), "redis_run_id": consumer.run_id})
