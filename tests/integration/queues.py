@@ -86,6 +86,13 @@ class Queue:
         status: Json = found.get("status", {})
         return status
 
+    @property
+    def uid(self) -> str:
+        """UID of the resource, which names the locks of its jobs."""
+        found = self.bench.namespace.get("ccq", self.resource)
+        assert found is not None
+        return str(found["metadata"]["uid"])
+
     def condition(self, kind: str) -> tuple[str, str]:
         """Status and reason of a condition."""
         found = [c for c in self.status.get("conditions", []) if c["type"] == kind]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 
+from claudejobs.intake.bull import BullQueue
+from claudejobs.intake.connection import connect
 from localcluster import Cluster
 from tests.integration.queues import Bench, bench, data
 from tests.support.kube import unique, wait_for
@@ -197,6 +200,45 @@ def test_a_job_scheduler_goes_on(intake: Bench, server: RedisServer) -> None:
     assert len({identity_of(job)["id"] for job in queue.resources()}) == len(queue.resources())
 
 
+def test_the_chain_of_a_job_scheduler_survives_a_crash(intake: Bench, server: RedisServer) -> None:
+    queue = intake.queue(suspend=True)
+    queue.wait_condition("Accepted", "True", "Accepted")
+    template = {"name": "run", "data": data()}
+    repeat = {"every": 3_600_000}
+    intake.producer.command("upsertJobScheduler", **queue.at, schedulerId="tick", repeat=repeat, template=template)
+
+    async def fetch() -> str:
+        """All that an operator does that is killed when it has fetched a job."""
+        client = connect(server.url())
+        try:
+            fetched = await BullQueue(client, "bull", queue.name, queue.uid).fetch(60_000)
+            assert fetched is not None
+            return fetched.identity.id
+        finally:
+            await client.aclose()
+
+    first = asyncio.run(fetch())
+    queue.wait_state(first, "completed")
+    with server.client() as client:
+        (successor,) = client.zrange(f"bull:{queue.name}:delayed", 0, -1)
+        assert successor.startswith("repeat:tick:")
+        assert client.hget(f"bull:{queue.name}:repeat:tick", "ic") == "2"
+    queue.check_once(first)
+
+
+def test_jobs_that_bullmq_5_repeats_go_on_with_their_data(intake: Bench, server: RedisServer) -> None:
+    queue = intake.queue()
+    payload = data()
+    with NodeProcess("producer.js", server, 5) as old:
+        old.command("add", **queue.at, name="run", data=payload, opts={"repeat": {"every": 700, "limit": 3}})
+        wait_for(lambda: len(queue.resources()) == 3, "all three iterations have a resource")
+        ids = [identity_of(job)["id"] for job in queue.resources()]
+        for job_id in ids:
+            queue.wait_state(job_id, "completed")
+    assert {job["spec"]["taskId"] for job in queue.resources()} == {payload["taskId"]}
+    queue.check_once(*set(ids))
+
+
 def test_a_job_that_stalled_too_often_fails(intake: Bench, server: RedisServer) -> None:
     queue = intake.queue(suspend=True)
     queue.add("a")
@@ -241,3 +283,27 @@ def test_more_queues_than_one_resource_is_a_conflict(intake: Bench) -> None:
     second.wait_condition("Accepted", "True", "Accepted")
     second.add("b")
     second.wait_state("b", "completed")
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["operator up", "operator down"])
+def test_a_queue_resource_that_is_made_anew_takes_over(intake: Bench, server: RedisServer, down: bool) -> None:
+    queue = intake.queue()
+    queue.add("a", "hold")
+    job = queue.running("a")
+    former = queue.uid
+    if down:
+        intake.operator.kill()
+    queue.delete()
+    queue.apply()
+    if down:
+        intake.operator.start()
+    assert queue.uid != former
+    with server.client() as client:
+        lock = f"bull:{queue.name}:a:lock"
+        wait_for(lambda: client.get(lock) == f"claudejobs:{queue.uid}", "the new one holds what the old one held")
+    queue.add("b")
+    queue.wait_state("b", "completed")
+    intake.pods.release(job)
+    queue.wait_state("a", "completed")
+    queue.check_once("a", "b")
+    assert queue.condition("Accepted") == ("True", "Accepted")

@@ -7,9 +7,10 @@ processor, which starts no loop, no lock renewal and no stalled check of its own
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bullmq import Job, Queue, Worker
@@ -21,6 +22,8 @@ from claudejobs.api.queue_job import QueueJob
 from . import scripts
 from .connection import Client
 from .plan import Absent, Active, Lock
+
+logger = logging.getLogger(__name__)
 
 TOKEN_PREFIX = "claudejobs:"  # noqa: S105 - what the lock tokens of this project begin with
 LOOK_UP_CHUNK = 500
@@ -35,20 +38,24 @@ UNAVAILABLE = (RedisError, RedisClusterException, OSError)
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """A queue job that this operator holds.
+class Loaded:
+    """A queue job with what its producer gave it.
 
     Attributes:
-        deferred_failure: BullMQ wants it to be failed for this reason: it stalled too often.
+        active: what is decided from, as it is when this operator holds the job.
+        fields: its hash in Redis, in which data and options can be read as JSON.
     """
 
-    identity: QueueJob
+    active: Active
     name: str
     data: Any
     opts: Mapping[str, Any]
-    uid: str | None
-    cancel: bool
-    deferred_failure: str | None
+    fields: Mapping[str, str] = field(repr=False)
+
+    @property
+    def identity(self) -> QueueJob:
+        """Which run of which job."""
+        return self.active.identity
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class BullQueue:
         self._sweep = register(scripts.SWEEP)
         self._look_up = register(scripts.LOOK_UP)
         self._take_lock = register(scripts.TAKE_LOCK)
+        self._keep_template = register(scripts.KEEP_TEMPLATE)
         self._set_field = register(scripts.SET_FIELD)
         self._ask_to_cancel = register(scripts.ASK_TO_CANCEL)
         self._add_logs = register(scripts.ADD_LOGS)
@@ -107,48 +115,69 @@ class BullQueue:
         """The queue's event stream."""
         return self.key("events")
 
-    async def fetch(self, lock_ms: int) -> Fetched | None:
+    async def fetch(self, lock_ms: int) -> Loaded | None:
         """Take the next job, if one waits and the queue is not paused or limited."""
         raw = await self._worker.backend.moveToActive(self.token, {"lockDuration": lock_ms})
-        fields, job_id, limit, delay = raw or (None, None, None, None)
-        if not fields or not job_id:
-            return None
-        if fields.get("rjk"):  # made by a job scheduler, which makes its next one now
-            await self._worker.nextJobFromJobData(_readable(fields), job_id, limit or 0, delay or 0, self.token)
-        return self._fetched(job_id, fields)
+        fields, job_id = raw[:2] if raw else (None, None)
+        return self._loaded(job_id, fields) if fields and job_id else None
 
-    async def load(self, job_id: str) -> Fetched | None:
-        """Read a job."""
-        fields = await self.client.hgetall(self.key(job_id))
-        return self._fetched(job_id, fields) if fields else None
+    async def load(self, identity: QueueJob) -> Loaded:
+        """Read a job.
 
-    def _fetched(self, job_id: str, fields: Mapping[str, str]) -> Fetched:
+        Raises:
+            NotHeld: it is not there, or it is not this run of it.
+        """
+        fields = await self.client.hgetall(self.key(identity.id))
+        loaded = self._loaded(identity.id, fields) if fields else None
+        if loaded is None or loaded.identity != identity:
+            raise NotHeld(f"queue job {identity.id} is gone, or was finished before")
+        return loaded
+
+    def _loaded(self, job_id: str, fields: Mapping[str, str]) -> Loaded:
         identity = self._identity(job_id, *(fields.get(name, "") for name in _IDENTITY_FIELDS))
         readable = _readable(fields)
-        return Fetched(
-            identity=identity,
-            name=fields.get("name", ""),
-            data=json.loads(readable["data"]),
-            opts=json.loads(readable["opts"]),
+        active = Active(
+            identity,
+            Lock.OURS,
             uid=_uid_of(identity, fields.get(scripts.FIELD_UID, "")),
             cancel=bool(fields.get(scripts.FIELD_CANCEL)),
-            deferred_failure=fields.get("defa"),
+            deferred_failure=fields.get("defa", ""),
+            # Whether it has been made already is for BullMQ's script to say, which makes none twice.
+            successor_due=bool(fields.get("rjk")),
         )
+        name, data, opts = fields.get("name", ""), json.loads(readable["data"]), json.loads(readable["opts"])
+        return Loaded(active, name, data, opts, readable)
 
     def _identity(self, job_id: str, timestamp: str, finishes: str, deliveries: str) -> QueueJob:
         return QueueJob(self.qualified, job_id, _number(timestamp), _number(finishes), _number(deliveries))
 
     async def sweep(self, lock_ms: int) -> list[Active]:
         """Renew the locks of all jobs that are held, and tell of all active jobs."""
-        keys = [self.key("active"), self.key("stalled")]
+        keys = [self.key("active"), self.key("stalled"), self.key("repeat")]
         rows = await self._sweep(keys=keys, args=[self.key(""), self.token, TOKEN_PREFIX, lock_ms])
         found = []
-        for job_id, lock, timestamp, finishes, deliveries, uid, cancel in rows:
+        for job_id, lock, timestamp, finishes, deliveries, uid, cancel, failure, due in rows:
             if not timestamp:
                 continue  # an entry without a job, as a removal leaves it behind
             identity = self._identity(job_id, timestamp, finishes, deliveries)
-            found.append(Active(identity, Lock(lock), _uid_of(identity, uid), bool(cancel)))
+            found.append(Active(identity, Lock(lock), _uid_of(identity, uid), bool(cancel), failure, bool(due)))
         return found
+
+    async def schedule_next(self, loaded: Loaded) -> None:
+        """Have the job scheduler that made a job make the next one, as BullMQ's workers do when they begin a job.
+
+        Once however often it is called; none is made when the scheduler is gone or at its end.
+        """
+        job = Job.fromJSON(self._worker, dict(loaded.fields), loaded.identity.id)
+        scheduler: str = loaded.fields["rjk"]
+        await self._keep_template(keys=[self.key(f"repeat:{scheduler}")], args=[loaded.fields["data"]])
+        given = (job.opts.get("repeat"), job.name, job.data, job.opts)
+        try:
+            await self._worker.jobScheduler.upsertJobScheduler(scheduler, *given, override=False, producer_id=job.id)
+        except UNAVAILABLE:
+            raise
+        except Exception as error:  # whatever the library makes of a pattern or a time zone that it cannot read
+            logger.warning("job scheduler %s of queue %s makes no more jobs: %s", scheduler, self.qualified, error)
 
     async def look_up(self, ids: Sequence[str]) -> dict[str, Absent]:
         """What there is of jobs by id."""
@@ -192,28 +221,26 @@ class BullQueue:
         """Append lines to the job's log; nothing happens when there is no such job."""
         await self._add_logs(keys=[self.key(job_id), self.key(f"{job_id}:logs")], args=[keep or "", *lines])
 
-    async def complete(self, identity: QueueJob, value: Any) -> None:
+    async def complete(self, loaded: Loaded, value: Any) -> None:
         """Finish a job that is held with its return value.
 
         Raises:
-            NotHeld: it is not, or it is not this run of it.
+            NotHeld: it is not.
         """
-        await self._finish(identity, "completed", "returnvalue", value, {})
+        await self._finish(loaded, "completed", "returnvalue", value, {})
 
-    async def fail(self, identity: QueueJob, reason: str, trace: Sequence[str] = ()) -> None:
+    async def fail(self, loaded: Loaded, reason: str, trace: Sequence[str] = ()) -> None:
         """Finish a job that is held with a reason; BullMQ does not try it again.
 
         Raises:
             NotHeld: as above.
         """
         fields = {"failedReason": reason, "stacktrace": json.dumps(list(trace))}
-        await self._finish(identity, "failed", "failedReason", reason, fields)
+        await self._finish(loaded, "failed", "failedReason", reason, fields)
 
-    async def _finish(self, identity: QueueJob, target: str, field: str, value: Any, fields: dict[str, str]) -> None:
-        raw = await self.client.hgetall(self.key(identity.id))
-        if not raw or self._identity(identity.id, *(raw.get(name, "") for name in _IDENTITY_FIELDS)) != identity:
-            raise NotHeld(f"queue job {identity.id} is gone, or was finished before")
-        job = Job.fromJSON(self._worker, _readable(raw), identity.id)
+    async def _finish(self, loaded: Loaded, target: str, name: str, value: Any, fields: dict[str, str]) -> None:
+        identity = loaded.identity
+        job = Job.fromJSON(self._worker, dict(loaded.fields), identity.id)
         # The cluster has made all attempts already; listeners are told that they are exhausted.
         job.attempts = job.attemptsMade + 1
         remove = job.opts.get("removeOnComplete" if target == "completed" else "removeOnFail", False)
@@ -224,7 +251,7 @@ class BullQueue:
             scripts.FIELD_CANCEL: "",
         }
         made = self._worker.backend.scripts.moveToFinishedArgs(
-            job, value, field, remove, target, self.token, False, fields | marks
+            job, value, name, remove, target, self.token, False, fields | marks
         )
         try:
             await self._worker.backend.scripts.moveToFinished(identity.id, *made)

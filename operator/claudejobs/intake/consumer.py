@@ -16,7 +16,7 @@ from claudejobs.api.queue_job import QueueJob
 from claudejobs.kube.client import ApiError
 from claudejobs.reconcile.views import JobView, LiveReport
 
-from .bull import UNAVAILABLE, BullQueue, Fetched, NotHeld, Snapshot, run_id
+from .bull import UNAVAILABLE, BullQueue, Loaded, NotHeld, Snapshot, run_id
 from .connection import Client, describe
 from .handling import Handler
 from .listener import listen
@@ -266,7 +266,7 @@ class Consumer:
             self._turns.pass_on(self._turn)
         await _wait(self._fetch_now, POLL_SECONDS)
 
-    async def _begin(self, fetched: Fetched) -> None:
+    async def _begin(self, fetched: Loaded) -> None:
         await self._handler.begin(fetched)
         self._unborn.discard(fetched.identity)
 

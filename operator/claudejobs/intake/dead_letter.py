@@ -10,7 +10,7 @@ from bullmq import Job, Queue
 
 from claudejobs.api.queue import DEAD_LETTER_SUFFIX
 
-from .bull import BullQueue, Fetched
+from .bull import BullQueue, Loaded
 from .mapping import dead_letter_origin
 
 FIELD_ORIGIN = "ccj.origin"
@@ -25,7 +25,7 @@ def dead_letter_name(queue_name: str) -> str:
     return queue_name + DEAD_LETTER_SUFFIX
 
 
-async def bury(bull: BullQueue, dead: Fetched, reason: str, lines: Sequence[str]) -> None:
+async def bury(bull: BullQueue, dead: Loaded, reason: str, lines: Sequence[str]) -> None:
     """Put the producer's data into the dead-letter queue, once however often it is called for the same run.
 
     Any BullMQ tool sees a waiting job with the same name and data, and in its log why it is there.

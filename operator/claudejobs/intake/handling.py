@@ -10,10 +10,10 @@ from claudejobs.api.queue_job import QueueJob
 from claudejobs.api.status import JobStatus, Phase
 from claudejobs.reconcile.views import JobView
 
-from .bull import BullQueue, Fetched, NotHeld
+from .bull import BullQueue, Loaded
 from .dead_letter import bury
 from .mapping import failed_reason, history, return_value
-from .plan import Step
+from .plan import Step, plan_held
 from .reports import Reports
 from .resources import QueueView, Refused, Resources
 
@@ -40,26 +40,54 @@ class Handler:
         """How long a lock lasts, milliseconds."""
         return self.view.spec.lock_seconds * 1000
 
-    async def do(self, step: Step, identity: QueueJob, job: JobView | None) -> None:
-        """Carry one step out; ``job`` is the resource of this run, for the steps that are about one."""
+    async def begin(self, fetched: Loaded) -> None:
+        """Do what a queue job needs that was fetched just now: a resource, unless it was fetched before.
+
+        Raises:
+            NotHeld: it is not held any more, or it is another run by now.
+        """
+        identity = fetched.identity
+        keep = fetched.opts.get("keepLogs", fetched.opts.get("kl"))
+        self._reports.keep_logs(identity, keep if isinstance(keep, int) and keep > 0 else 0)
+        job = self._resources.find(self.view, identity)
+        for step in plan_held(fetched.active, job):
+            await self.do(step, identity, job, fetched)
+
+    async def do(self, step: Step, identity: QueueJob, job: JobView | None, loaded: Loaded | None = None) -> None:
+        """Carry one step out.
+
+        Args:
+            job: the resource of this run, for the steps that are about one.
+            loaded: the queue job, when it was read just now.
+
+        Raises:
+            NotHeld: as above.
+        """
         match step:
-            case Step.CREATE:
-                fetched = await self._bull.load(identity.id)
-                if fetched and fetched.identity == identity:
-                    await self.begin(fetched)
             case Step.REVIVE | Step.TAKE_OVER:
                 await self._bull.take_lock(identity.id, self.lock_ms, former=step is Step.TAKE_OVER)
-            case Step.FAIL_CANCELLED:
-                await self._bull.fail(identity, "cancelled: before it ran")
-            case Step.FAIL_DELETED:
-                # The view of things may lack a job whose status it cannot read: only the API server knows.
-                if not await self._resources.exists(self.view, identity):
-                    await self._bull.fail(identity, "cancelled: its ClaudeCodeJob was deleted")
+            case Step.FAIL_DELETED if await self._resources.exists(self.view, identity):
+                return  # the view of things may lack a job whose status it cannot read: only the API server knows
+            case Step.SCHEDULE_NEXT | Step.CREATE | Step.FAIL_CANCELLED | Step.FAIL_DELETED | Step.FAIL_STALLED:
+                await self._do_without_resource(step, loaded or await self._bull.load(identity))
             case _:
                 assert job is not None
-                await self._do_with(step, identity, job)
+                await self._do_with_resource(step, identity, job)
 
-    async def _do_with(self, step: Step, identity: QueueJob, job: JobView) -> None:
+    async def _do_without_resource(self, step: Step, loaded: Loaded) -> None:
+        match step:
+            case Step.SCHEDULE_NEXT:
+                await self._bull.schedule_next(loaded)
+            case Step.CREATE:
+                await self._create(loaded)
+            case Step.FAIL_CANCELLED:
+                await self._bull.fail(loaded, "cancelled: before it ran")
+            case Step.FAIL_DELETED:
+                await self._bull.fail(loaded, "cancelled: its ClaudeCodeJob was deleted")
+            case Step.FAIL_STALLED:
+                await self._fail(loaded, f"stalled: {loaded.active.deferred_failure}")
+
+    async def _do_with_resource(self, step: Step, identity: QueueJob, job: JobView) -> None:
         match step:
             case Step.NOTE_UID:
                 await self._bull.note_uid(identity, job.uid)
@@ -73,40 +101,21 @@ class Handler:
             case Step.DELIVER:
                 await self._deliver(identity, job)
 
-    async def begin(self, fetched: Fetched) -> None:
-        """Give a queue job that is held its resource."""
-        identity = fetched.identity
-        keep = fetched.opts.get("keepLogs", fetched.opts.get("kl"))
-        self._reports.keep_logs(identity, keep if isinstance(keep, int) and keep > 0 else 0)
-        job = self._resources.find(self.view, identity)
-        if job and job.status.phase.terminal:
-            await self._deliver(identity, job)
-        elif job:
-            return  # fetched again after its lock was lost
-        elif fetched.uid:
-            await self.do(Step.FAIL_DELETED, identity, None)
-        elif fetched.cancel:
-            await self.do(Step.FAIL_CANCELLED, identity, None)
-        elif fetched.deferred_failure:
-            await self._fail(fetched, f"stalled: {fetched.deferred_failure}")
-        else:
-            await self._create(fetched)
-
-    async def _create(self, fetched: Fetched) -> None:
+    async def _create(self, loaded: Loaded) -> None:
         try:
-            made, mapped = await self._resources.create(self.view, fetched)
+            made, mapped = await self._resources.create(self.view, loaded)
         except (PayloadError, Refused) as error:
-            await self._fail(fetched, f"invalid_request: {error}")
+            await self._fail(loaded, f"invalid_request: {error}")
             return
         if mapped.notes:
-            self._reports.say(fetched.identity, *mapped.notes)
-        await self._bull.note_uid(fetched.identity, made["metadata"]["uid"])
+            self._reports.say(loaded.identity, *mapped.notes)
+        await self._bull.note_uid(loaded.identity, made["metadata"]["uid"])
 
-    async def _fail(self, fetched: Fetched, reason: str, trace: tuple[str, ...] = ()) -> None:
+    async def _fail(self, loaded: Loaded, reason: str, trace: tuple[str, ...] = ()) -> None:
         """Fail a queue job for good, its data kept in the dead-letter queue."""
         if self.view.spec.dead_letter:
-            await bury(self._bull, fetched, reason, trace)
-        await self._bull.fail(fetched.identity, reason, trace)
+            await bury(self._bull, loaded, reason, trace)
+        await self._bull.fail(loaded, reason, trace)
 
     async def _deliver(self, identity: QueueJob, job: JobView) -> None:
         """Finish a queue job with the end of its resource."""
@@ -117,21 +126,18 @@ class Handler:
         if not status.phase.terminal:
             return  # it was run again
         await self._reports.flush_job(identity)
-        await self._finish(identity, resource, status)
+        await self._finish(await self._bull.load(identity), resource, status)
         self._settle(identity, job)
 
-    async def _finish(self, identity: QueueJob, resource: dict[str, Any], status: JobStatus) -> None:
+    async def _finish(self, loaded: Loaded, resource: dict[str, Any], status: JobStatus) -> None:
         if status.phase is Phase.COMPLETED:
-            await self._bull.complete(identity, return_value(resource, status))
+            await self._bull.complete(loaded, return_value(resource, status))
             return
         reason, trace = failed_reason(status), (*history(status), *status.log_tail)
         if status.phase is Phase.CANCELLED:
-            await self._bull.fail(identity, reason, trace)
-            return
-        fetched = await self._bull.load(identity.id)
-        if fetched is None or fetched.identity != identity:
-            raise NotHeld(f"queue job {identity.id} is gone, or was finished before")
-        await self._fail(fetched, reason, trace)
+            await self._bull.fail(loaded, reason, trace)
+        else:
+            await self._fail(loaded, reason, trace)
 
     def _settle(self, identity: QueueJob, job: JobView) -> None:
         self.settled.add(job.uid)

@@ -30,12 +30,16 @@ class Active:
     Attributes:
         uid: UID of the resource that was made for this run of it, once that was noted.
         cancel: a producer asked to cancel it.
+        deferred_failure: why BullMQ wants it to be failed, such as that it stalled too often; else empty.
+        successor_due: a job scheduler made it, and may not have made the next one.
     """
 
     identity: QueueJob
     lock: Lock
     uid: str | None = None
     cancel: bool = False
+    deferred_failure: str = ""
+    successor_due: bool = False
 
 
 class Step(StrEnum):
@@ -47,6 +51,8 @@ class Step(StrEnum):
     DELIVER = "finish the queue job with the resource's end"
     FAIL_CANCELLED = "fail the queue job as cancelled: nothing of it runs"
     FAIL_DELETED = "fail the queue job as cancelled: its resource was deleted"
+    FAIL_STALLED = "fail the queue job as BullMQ wants it"
+    SCHEDULE_NEXT = "have its job scheduler make the next one"
     REVIVE = "take the lock again that was lost"
     TAKE_OVER = "take the lock over from the ClaudeCodeQueue that was there before"
     MARK_LOST = "note with the resource that Redis lost the queue job"
@@ -62,16 +68,18 @@ def plan_held(active: Active, job: JobView | None) -> list[Step]:
     takeover = active.lock is Lock.FORMER and job is not None and active.uid == job.uid
     if active.lock in (Lock.FOREIGN, Lock.FORMER) and not takeover:
         # Another worker has it, for example after our lock was lost for long: it must not run twice.
-        return [Step.CANCEL_RESOURCE] if job and not _resting(job) else []
+        # Unless nobody has noted a resource for it yet. Then the lock tells whose it is: one that is dead loses it.
+        undecided = active.lock is Lock.FORMER and not active.uid
+        return [Step.CANCEL_RESOURCE] if job and not _resting(job) and not undecided else []
     steps = [Step.TAKE_OVER] if takeover else []
     if active.lock is Lock.ABSENT:
         if job is None:
             return []  # not ours as far as anyone can tell: BullMQ's stalled check gives it back to the queue
         steps.append(Step.REVIVE)
+    if active.successor_due:
+        steps.append(Step.SCHEDULE_NEXT)
     if job is None:
-        if active.uid:
-            return [*steps, Step.FAIL_DELETED]
-        return [*steps, Step.FAIL_CANCELLED if active.cancel else Step.CREATE]
+        return [*steps, _without_resource(active)]
     if active.uid != job.uid:
         steps.append(Step.NOTE_UID)
     if job.status.phase.terminal:
@@ -79,6 +87,14 @@ def plan_held(active: Active, job: JobView | None) -> list[Step]:
     if active.cancel and not _resting(job):
         steps.append(Step.CANCEL_RESOURCE)
     return steps
+
+
+def _without_resource(active: Active) -> Step:
+    if active.uid:
+        return Step.FAIL_DELETED
+    if active.cancel:
+        return Step.FAIL_CANCELLED
+    return Step.FAIL_STALLED if active.deferred_failure else Step.CREATE
 
 
 @dataclass(frozen=True)

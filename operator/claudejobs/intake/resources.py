@@ -11,7 +11,7 @@ from claudejobs.kube.client import MERGE_PATCH, ApiError, KubeClient, jobs_path
 from claudejobs.kube.controller import Controller
 from claudejobs.reconcile.views import JobView
 
-from .bull import Fetched
+from .bull import Loaded
 from .mapping import Mapped, map_job
 
 
@@ -66,7 +66,7 @@ class Resources:
             if job.queue_job and job.queue_job.queue == view.qualified and job.namespace == view.target
         ]
 
-    async def create(self, view: QueueView, fetched: Fetched) -> tuple[dict[str, Any], Mapped]:
+    async def create(self, view: QueueView, loaded: Loaded) -> tuple[dict[str, Any], Mapped]:
         """Make the resource, or find the one that was made before a crash or by a lost reply.
 
         Raises:
@@ -74,12 +74,12 @@ class Resources:
             Refused: the API server will never take it.
             ApiError: it cannot be made now.
         """
-        mapped = map_job(fetched.identity, fetched.data, fetched.opts, view.spec, view.name, view.target)
+        mapped = map_job(loaded.identity, loaded.data, loaded.opts, view.spec, view.name, view.target)
         try:
             made = await self._client.request("POST", jobs_path(view.target), mapped.manifest)
         except ApiError as error:
             if error.status == 409 and error.reason == "AlreadyExists":
-                made = await self._adopt(view, fetched.identity)
+                made = await self._adopt(view, loaded.identity)
             elif error.status in (400, 413, 422):
                 raise Refused(f"the API server refuses the job: {error.message}") from error
             else:

@@ -14,7 +14,8 @@ FIELD_DELIVERIES = "ccj.deliveries"
 
 SWEEP = """
 -- Renews all locks that are ours and tells of every active job, in one go.
--- KEYS: active list, stalled set. ARGV: key prefix, our token, how all tokens of this project begin, milliseconds.
+-- KEYS: active list, stalled set, job schedulers. ARGV: key prefix, our token, how all tokens of this project begin,
+-- milliseconds.
 local out = {}
 for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
   local key = ARGV[1] .. id
@@ -28,8 +29,11 @@ for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
     state = string.sub(lock, 1, #ARGV[3]) == ARGV[3] and 'former' or 'foreign'
   end
   local row = {id, state}
-  local fields = redis.call('HMGET', key, 'timestamp', 'atm', 'ccj.deliveries', 'ccj.uid', 'ccj.cancel')
-  for i = 1, 5 do row[i + 2] = fields[i] or '' end
+  local fields = redis.call('HMGET', key, 'timestamp', 'atm', 'ccj.deliveries', 'ccj.uid', 'ccj.cancel', 'defa', 'rjk')
+  for i = 1, 6 do row[i + 2] = fields[i] or '' end
+  -- A scheduler is at the time of its newest job; while that is this one, it has no successor.
+  local newest = fields[7] and redis.call('ZSCORE', KEYS[3], fields[7])
+  row[9] = newest and id == 'repeat:' .. fields[7] .. ':' .. tonumber(newest) and '1' or ''
   out[#out + 1] = row
 end
 return out
@@ -56,6 +60,12 @@ if not redis.call('LPOS', KEYS[1], ARGV[1]) then return 0 end
 redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])
 redis.call('SREM', KEYS[2], ARGV[1])
 return 1
+"""
+
+KEEP_TEMPLATE = """
+-- Gives a job scheduler its data, if it has none: BullMQ 5's repeat option keeps it with the jobs only, as its own
+-- workers know, and what Python's library makes a successor of is the scheduler's. KEYS: scheduler. ARGV: data.
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSETNX', KEYS[1], 'data', ARGV[1]) end
 """
 
 SET_FIELD = """
