@@ -135,6 +135,11 @@ class Settings(EnvironmentSettings):
     default_cpu_limit: Quantity = Field("2", description="CPU limit of a job's pod.")
     default_memory_request: Quantity = Field("512Mi", description="Memory request of a job's pod.")
     default_memory_limit: Quantity = Field("2Gi", description="Memory limit of a job's pod.")
+    default_ephemeral_storage_request: Quantity = Field(
+        "512Mi",
+        description="Disk that a job's pod reserves. On a node that runs out of disk, the pods that use more than they "
+        "reserved go first. The limit is the sum of the pod's volumes and its log.",
+    )
     runtime_class_name: str | None = Field(
         None, description="RuntimeClass of all jobs' pods, e.g. gvisor; a job cannot choose another."
     )
@@ -142,6 +147,11 @@ class Settings(EnvironmentSettings):
     allowed_metadata_domains: CommaSeparated = Field(
         default_factory=list,
         description="Domains whose labels and annotations a job may put on its pods, comma-separated.",
+    )
+    allowed_priority_classes: CommaSeparated = Field(
+        default_factory=list,
+        description="PriorityClasses that a job may choose, comma-separated; empty: none. Pods of a high one drive "
+        "others from their nodes, those of other namespaces too.",
     )
     start_timeout: int = Field(
         600, ge=5, le=86400, description="Seconds that a pod may need to start (schedule, pull, mount)."

@@ -54,6 +54,7 @@ def names(module_namespace: Namespace, operator: OperatorProcess) -> dict[str, s
     fill = "dd if=/dev/zero of=full bs=1M count=32; sleep 600"
     jobs = {
         "volume": job("", f"script: tool {fill}", workspace={"emptyDir": {"sizeLimit": "16Mi"}}),
+        "disk": job("", f"script: tool {fill}", podTemplate={"resources": {"limits": {"ephemeral-storage": "16Mi"}}}),
         "agent": job("", "script: slow 600", retry=ONCE),
         "runner": job("", "script: slow 600", retry={"backoff": {"delaySeconds": 0}}),
         "shim": job("", "script: slow 600", retry={"backoff": {"delaySeconds": 0}}),
@@ -179,14 +180,19 @@ async def test_what_a_model_server_in_trouble_leads_to(
     assert bool(row["error"]) == bool(category)
 
 
-async def test_a_pod_that_fills_its_volume_is_evicted_and_told_which_limit_it_was(
-    module_namespace: Namespace, operator: OperatorProcess, names: dict[str, str]
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("volume", 'volume "workspace" exceeds the limit "16Mi"; raise spec.workspace.emptyDir.sizeLimit'),
+        ("disk", "total limit of containers 16Mi; raise spec.podTemplate.resources.limits[ephemeral-storage]"),
+    ],
+)
+async def test_a_pod_that_fills_its_disk_is_evicted_and_told_which_limit_it_was(
+    module_namespace: Namespace, operator: OperatorProcess, names: dict[str, str], what: str, says: str
 ) -> None:
-    status = module_namespace.wait_phase(names["volume"], "Completed", "Failed", timeout=180)
+    status = module_namespace.wait_phase(names[what], "Completed", "Failed", timeout=180)
     assert (status["phase"], status["reason"]) == ("Failed", "workspace"), status
-    assert status["message"].endswith(
-        'volume "workspace" exceeds the limit "16Mi"; raise spec.workspace.emptyDir.sizeLimit, or write less'
-    )
-    assert module_namespace.pods(names["volume"])[0]["status"]["reason"] == "Evicted"
-    (row,) = await wait_rows(operator, names["volume"], "failed")
+    assert status["message"].endswith(f"{says}, or write less")
+    assert module_namespace.pods(names[what])[0]["status"]["reason"] == "Evicted"
+    (row,) = await wait_rows(operator, names[what], "failed")
     assert row["error_category"] == "workspace"

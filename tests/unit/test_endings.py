@@ -53,6 +53,21 @@ REBOOTED = ended_status(137, "The container could not be located when the pod wa
         (REBOOTED, Category.NODE_LOST, "started anew"),
         (ended_status(255, reason="Unknown"), Category.NODE_LOST, "started anew"),
         (EVICTED, Category.WORKSPACE, 'the limit "2Gi"; raise spec.workspace.emptyDir.sizeLimit'),
+        (
+            EVICTED | {"message": 'Usage of EmptyDir volume "tmp" exceeds the limit "512Mi". '},
+            Category.WORKSPACE,
+            'the limit "512Mi"; write to the workspace instead',
+        ),
+        (
+            EVICTED | {"message": "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. "},
+            Category.WORKSPACE,
+            "of containers 1Gi; raise spec.podTemplate.resources.limits[ephemeral-storage], or write less",
+        ),
+        (
+            EVICTED | {"message": 'Container runner exceeded its local ephemeral storage limit "1Mi". '},
+            Category.WORKSPACE,
+            'limit "1Mi"; raise spec.podTemplate.resources.limits[ephemeral-storage], or write less',
+        ),
         (EVICTED | {"message": "The node was low on resource: memory."}, Category.EVICTED, "low on resource"),
         (REFUSED, Category.EVICTED, "node node-a refused the pod: Pod was rejected: not enough cpu"),
         ({"phase": "Failed"}, Category.EVICTED, "it does not say why"),

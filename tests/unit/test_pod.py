@@ -150,7 +150,16 @@ def test_the_key_comes_from_the_secret_and_is_not_in_the_pod() -> None:
     assert url == {"name": "ANTHROPIC_BASE_URL", "value": "http://model"}
 
 
-REQUESTS, LIMITS = {"cpu": "250m", "memory": "512Mi"}, {"cpu": "2", "memory": "2Gi"}
+def test_no_autoscaler_moves_a_running_agent() -> None:
+    """Whatever the author says, and the operator allows."""
+    marks = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+    own = {"karpenter.sh/do-not-disrupt": "false"}
+    pod = pod_of({"podTemplate": {"annotations": own}}, allowed_metadata_domains=["karpenter.sh"])
+    assert pod["metadata"]["annotations"].items() >= marks.items()
+
+
+DISK = "ephemeral-storage"
+REQUESTS, LIMITS = {"cpu": "250m", "memory": "512Mi", DISK: "512Mi"}, {"cpu": "2", "memory": "2Gi", DISK: "3072Mi"}
 
 
 @pytest.mark.parametrize(
@@ -163,12 +172,31 @@ REQUESTS, LIMITS = {"cpu": "250m", "memory": "512Mi"}, {"cpu": "2", "memory": "2
         ({"requests": {"cpu": "3000m"}}, REQUESTS | {"cpu": "3000m"}, LIMITS | {"cpu": "3000m"}),
         ({"requests": {"memory": "3e9"}}, REQUESTS | {"memory": "3e9"}, LIMITS | {"memory": "3e9"}),
         ({"requests": {"cpu": "1"}, "limits": {"cpu": "1"}}, REQUESTS | {"cpu": "1"}, LIMITS | {"cpu": "1"}),
+        ({"limits": {DISK: "64Mi"}}, REQUESTS | {DISK: "64Mi"}, LIMITS | {DISK: "64Mi"}),
+        ({"requests": {DISK: "5Gi"}}, REQUESTS | {DISK: "5Gi"}, LIMITS | {DISK: "5Gi"}),
         ({"limits": {"nvidia.com/gpu": "1"}}, REQUESTS, LIMITS | {"nvidia.com/gpu": "1"}),
     ],
 )
 def test_requests_and_limits_are_always_set_and_fit(own: Json, requests: Json, limits: Json) -> None:
     resources = container_of(pod_of({"podTemplate": {"resources": own}}))["resources"]
     assert resources == {"requests": requests, "limits": limits}
+
+
+@pytest.mark.parametrize(
+    ("workspace", "limit"),
+    [
+        ({"emptyDir": {"sizeLimit": "9Gi"}}, "10240Mi"),
+        ({"emptyDir": {"sizeLimit": "1.5k"}}, "1025Mi"),
+        ({"persistentVolumeClaim": {"claimName": "repo"}}, "1024Mi"),
+    ],
+)
+def test_the_limit_of_disk_has_room_for_every_volume_and_the_log(workspace: Json, limit: str) -> None:
+    assert container_of(pod_of({"workspace": workspace}))["resources"]["limits"][DISK] == limit
+
+
+def test_the_clone_of_a_repository_costs_no_disk_of_its_own() -> None:
+    git = {"git": {"url": "https://git.example/repo.git"}}
+    assert container_of(pod_of({"workspace": git}))["resources"]["limits"] == LIMITS
 
 
 METADATA = {"team": "blue", "example.org/x": "1", "evil.example/y": "2"}
@@ -206,11 +234,28 @@ def test_scheduling_is_passed_on_as_it_is_written() -> None:
                 ]
             }
         },
-        "priorityClassName": "low",
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "topology.kubernetes.io/zone",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": {"app.kubernetes.io/managed-by": "claudejobs"}},
+            }
+        ],
         "imagePullSecrets": [{"name": "registry"}],
     }
     spec = pod_of({"podTemplate": template})["spec"]
     assert {key: spec[key] for key in template} == template
+
+
+@pytest.mark.parametrize(("allowed", "used"), [([], None), (["batch"], None), (["batch", "low"], "low")])
+def test_a_priority_class_must_be_one_that_jobs_may_have(allowed: list[str], used: str | None) -> None:
+    spec: Json = {"podTemplate": {"priorityClassName": "low"}}
+    assert pod_of(spec, allowed_priority_classes=allowed)["spec"].get("priorityClassName") == used
+    ignored = ignored_fields(
+        JobSpec.model_validate({"prompt": "-"} | spec), make_settings(allowed_priority_classes=allowed)
+    )
+    assert ignored == ([] if used else ["spec.podTemplate.priorityClassName"])
 
 
 @pytest.mark.parametrize(

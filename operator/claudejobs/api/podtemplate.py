@@ -212,7 +212,7 @@ class PodTemplate(SpecModel):
     )
     priority_class_name: Name | None = Field(
         None,
-        description="PriorityClass of the pods.",
+        description="PriorityClass of the pods; it must be one that the operator's ALLOWED_PRIORITY_CLASSES lists.",
         json_schema_extra=validations(
             cel("!self.startsWith('system-')", "the classes named system-* are for the cluster's own pods")
         ),

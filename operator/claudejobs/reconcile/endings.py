@@ -79,13 +79,23 @@ def _disruption(pod: PodView) -> tuple[Category, str] | None:
     if pod.reason == "Evicted" or pod.disruption in ("EvictionByEvictionAPI", "TerminationByKubelet"):
         # Of an eviction by the kubelet the pod tells; otherwise its message is whatever the runner left.
         told = pod.message if pod.reason == "Evicted" or pod.disruption == "TerminationByKubelet" else ""
-        if re.search(r"exceeds the (total )?limit", told):
-            # A volume of the job's own ran full: the next attempt would fill it, too.
-            return Category.WORKSPACE, f"{told.rstrip(' .')}; raise spec.workspace.emptyDir.sizeLimit, or write less"
+        if re.search(r"exceed(s|ed) (the|its) .*limit", told):
+            # The job has filled what it was given: the next attempt would fill it, too.
+            return Category.WORKSPACE, f"{told.rstrip(' .')}; {_remedy(told)}"
         return Category.EVICTED, told or f"the pod was evicted from node {pod.node}"
     if pod.reason == "DeadlineExceeded":
         return Category.TIMEOUT, "the attempt's timeout passed, and the runner did not stop by itself"
     return None
+
+
+def _remedy(told: str) -> str:
+    """What to do about a limit of disk, from the kubelet's words."""
+    volume = re.search(r'EmptyDir volume "([^"]+)"', told)
+    if volume is None:
+        return "raise spec.podTemplate.resources.limits[ephemeral-storage], or write less"
+    if volume[1] == "workspace":
+        return "raise spec.workspace.emptyDir.sizeLimit, or write less"
+    return "write to the workspace instead"
 
 
 def _without_result(pod: PodView, live: LiveReport | None) -> Ending:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import ceil
 from typing import Any
 
 from claudejobs.api.base import API_VERSION, KIND
@@ -20,6 +21,9 @@ INPUT_ANNOTATION = "claudecode.dev/input"
 
 MAX_INPUT_BYTES = 240 * 1024
 """Kubernetes bounds all annotations of an object to 256 KiB; the rest is left for the author's own."""
+
+LOG_MEBIBYTES = 256
+"""Room for the log in the limit of a pod's disk: the kubelet keeps 50 MiB by default, and rotates now and then."""
 
 USER = 65532
 """User and group of the runner's image; it owns nothing there but its empty home."""
@@ -46,6 +50,8 @@ def ignored_fields(spec: JobSpec, settings: Settings) -> list[str]:
         ignored += [f"spec.podTemplate.{kind}[{k}]" for k in keys if not _allowed(k, settings)]
     if template.runtime_class_name and settings.runtime_class_name not in (None, template.runtime_class_name):
         ignored.append("spec.podTemplate.runtimeClassName")
+    if template.priority_class_name and not _priority_class(template, settings):
+        ignored.append("spec.podTemplate.priorityClassName")
     if settings.model_gateway_url and spec.credentials_secret_ref:
         ignored.append("spec.credentialsSecretRef")
     return ignored
@@ -73,9 +79,9 @@ def build_pod(
     deadline = timeout + settings.start_timeout + DEADLINE_MARGIN
     labels = {k: v for k, v in template.labels.items() if _allowed(k, settings)}
     annotations = {k: v for k, v in template.annotations.items() if _allowed(k, settings)}
-    container = _container(spec, settings)
+    volumes = _volumes(spec, workspace_claim(spec, meta["name"], meta["uid"]))
+    container = _container(spec, volumes, settings)
     init = checkout.init_containers(spec, container)
-    claim = workspace_claim(spec, meta["name"], meta["uid"])
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -124,19 +130,19 @@ def build_pod(
             },
             **({"initContainers": init} if init else {}),
             "containers": [container],
-            "volumes": [*_volumes(spec, claim), *credentials.volumes(deadline, settings), *checkout.volumes(spec)],
+            "volumes": [*volumes, *credentials.volumes(deadline, settings), *checkout.volumes(spec)],
             **_scheduling(template, settings),
         },
     }
 
 
-def _container(spec: JobSpec, settings: Settings) -> dict[str, Any]:
+def _container(spec: JobSpec, volumes: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
     return {
         "name": CONTAINER,
         "image": settings.runner_image,
         "imagePullPolicy": settings.runner_image_pull_policy,
         "env": credentials.environment(spec, settings),
-        "resources": _resources(spec.pod_template, settings),
+        "resources": _resources(spec.pod_template, volumes, settings),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -154,20 +160,34 @@ def _container(spec: JobSpec, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _resources(template: PodTemplate, settings: Settings) -> dict[str, Any]:
+def _resources(template: PodTemplate, volumes: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
     """What the author says, and the operator's defaults for the rest, as far as they fit: a default request is no
     more than the author's limit, a default limit no less than the author's request."""
     own = template.resources
-    requests = {"cpu": settings.default_cpu_request, "memory": settings.default_memory_request}
-    limits = {"cpu": settings.default_cpu_limit, "memory": settings.default_memory_limit}
+    requests = {
+        "cpu": settings.default_cpu_request,
+        "memory": settings.default_memory_request,
+        "ephemeral-storage": settings.default_ephemeral_storage_request,
+    }
+    limits = {
+        "cpu": settings.default_cpu_limit,
+        "memory": settings.default_memory_limit,
+        "ephemeral-storage": _disk_limit(volumes),
+    }
+    for name, default in requests.items():
+        ceiling = own.limits.get(name, limits[name]) if own else limits[name]
+        requests[name] = min(default, ceiling, key=_amount)
+        if own and name in own.requests:
+            limits[name] = max(limits[name], own.requests[name], key=_amount)
     if own:
-        for name in ("cpu", "memory"):
-            if name in own.limits:
-                requests[name] = min(requests[name], own.limits[name], key=_amount)
-            if name in own.requests:
-                limits[name] = max(limits[name], own.requests[name], key=_amount)
         requests, limits = requests | own.requests, limits | own.limits
     return {"requests": requests, "limits": limits}
+
+
+def _disk_limit(volumes: list[dict[str, Any]]) -> str:
+    """What the volumes may hold together, and the log: each volume's own limit is reached before."""
+    sizes = [_amount(volume["emptyDir"]["sizeLimit"]) for volume in volumes if "emptyDir" in volume]
+    return f"{ceil(sum(sizes) / 2**20) + LOG_MEBIBYTES}Mi"
 
 
 _SUFFIXES = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
@@ -206,10 +226,19 @@ def _scheduling(template: PodTemplate, settings: Settings) -> dict[str, Any]:
         by_alias=True,
         mode="json",
         exclude_defaults=True,
-        exclude={"labels", "annotations", "resources", "runtime_class_name"},
+        exclude={"labels", "annotations", "resources", "runtime_class_name", "priority_class_name"},
     )
     runtime = settings.runtime_class_name or template.runtime_class_name
-    return own | ({"runtimeClassName": runtime} if runtime else {})
+    priority = _priority_class(template, settings)
+    return (
+        own | ({"runtimeClassName": runtime} if runtime else {}) | ({"priorityClassName": priority} if priority else {})
+    )
+
+
+def _priority_class(template: PodTemplate, settings: Settings) -> str | None:
+    """The author's PriorityClass, if it is one that jobs may have."""
+    name = template.priority_class_name
+    return name if name in settings.allowed_priority_classes else None
 
 
 def _input(
