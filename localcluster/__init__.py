@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from localcluster.autoscaler import Autoscaler, karpenter
 from localcluster.fakenodes import FakeNodes, kwok
 from localcluster.settings import REPOSITORY, LocalClusterError, Settings, from_environment
 from localcluster.targets import Cluster, Target, select
 
 __all__ = [
+    "Autoscaler",
     "Cluster",
     "FakeNodes",
     "LocalClusterError",
@@ -23,6 +25,7 @@ __all__ = [
     "chart_tools",
     "ensure",
     "from_environment",
+    "karpenter",
     "kwok",
     "select",
 ]

@@ -99,6 +99,16 @@ def kwok() -> Module:
     )
 
 
+def karpenter() -> Module:
+    """Describe the module of Karpenter with the provider whose nodes kwok plays, and of its resources' definitions."""
+    return Module(
+        HERE / "karpenter",
+        "-s -w",
+        ("./crds", "sigs.k8s.io/karpenter/kwok"),
+        "building Karpenter (two minutes, once)",
+    )
+
+
 def provisioner() -> Module:
     """Describe the module of what makes volumes for claims."""
     return Module(

@@ -7,7 +7,6 @@ kwok is a process beside the cluster. It keeps nodes Ready, and takes pods on th
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import tempfile
 import uuid
@@ -21,7 +20,7 @@ import yaml
 
 from localcluster import binaries
 from localcluster.settings import LocalClusterError, from_environment
-from localcluster.shell import run, wait_until
+from localcluster.shell import run, start_bound, wait_until
 from localcluster.targets import Cluster
 
 LABEL = "claudejobs.local/kwok"
@@ -68,7 +67,7 @@ def kwok(
 
     Args:
         stages: what becomes of the pods; that nodes are Ready and deleted pods go away is seen to.
-        nodes: how many nodes to make.
+        nodes: how many nodes to make; none, when somebody else makes them.
         cpu: what each of them has of it, as `memory` and `pods`.
         manage: label selector of nodes that somebody else makes, to play those too; default: only those made here.
 
@@ -82,11 +81,12 @@ def kwok(
     with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
         config, log = Path(folder) / "kwok.yaml", Path(folder) / "log"
         config.write_text(yaml.safe_dump_all([_configuration(manage or f"{LABEL}={name}"), *stages, *_own_stages()]))
-        process = _start([program, "--config", config, "--kubeconfig", cluster.kubeconfig], log)
+        process = start_bound([program, "--config", config, "--kubeconfig", cluster.kubeconfig], log)
         try:
             made = FakeNodes(name, log, process)
             capacity = {"cpu": cpu, "memory": memory, "pods": str(pods), "ephemeral-storage": "1000Gi"}
-            run([*kubectl, "create", "-f", "-"], stdin=yaml.safe_dump_all(_nodes(name, nodes, capacity)))
+            if nodes:
+                run([*kubectl, "create", "-f", "-"], stdin=yaml.safe_dump_all(_nodes(name, nodes, capacity)))
             wait_until("the nodes that kwok plays are Ready", lambda: _ready(kubectl, made, nodes), seconds=60)
             yield made
         finally:
@@ -94,13 +94,6 @@ def kwok(
             run([*kubectl, "delete", "nodes", "-l", f"{LABEL}={name}", "--wait=false"])
             process.terminate()
             process.wait()
-
-
-def _start(command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
-    # Where that is possible, the kernel ends it with this process, however this one ends.
-    bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-    with log.open("wb") as out:
-        return subprocess.Popen([*bound, *map(str, command)], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
 
 def _configuration(selector: str) -> Stage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +51,24 @@ def run(
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-_TAIL:])
         raise LocalClusterError(f"{' '.join(command)} failed with status {done.returncode}:\n{tail}")
     return str(done.stdout)
+
+
+def start_bound(
+    argv: Sequence[str | Path], log: Path, *, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program that writes to `log`, and that the kernel ends with this process, however this one ends.
+
+    Where setpriv is missing, a killed caller leaves it behind. `env` is added to the environment.
+    """
+    bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [*bound, *map(str, argv)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **(env or {})},
+        )
 
 
 def succeeds(argv: Sequence[str | Path]) -> bool:

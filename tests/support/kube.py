@@ -22,15 +22,18 @@ from localcluster import Cluster
 T = TypeVar("T")
 
 
-def wait_for(probe: Callable[[], T | None], what: str, timeout: float = 60.0) -> T:
-    """The first truthy answer of ``probe``; fails after ``timeout`` seconds, saying ``what`` did not come."""
+def wait_for(probe: Callable[[], T | None], what: str, timeout: float = 60.0, pause: float = 0.1) -> T:
+    """The first truthy answer of ``probe``; fails after ``timeout`` seconds, saying ``what`` did not come.
+
+    ``pause`` is the time between two looks, seconds: longer where a look costs the machine much.
+    """
     deadline = time.monotonic() + timeout
     while True:
         answer = probe()
         if answer:
             return answer
         assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        time.sleep(0.1)
+        time.sleep(pause)
 
 
 def job(name: str, prompt: str = "script: hello", **spec: Any) -> dict[str, Any]:
