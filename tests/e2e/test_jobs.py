@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from claudejobs.api.categories import POLICIES, Category
 from tests.conftest import audit_writes
 from tests.support.kube import Namespace, job, unique, wait_for
 from tests.support.operator import OperatorProcess, wait_rows
@@ -111,6 +112,25 @@ async def test_cancel_stops_a_running_agent(namespace: Namespace, operator: Oper
     wait_for(lambda: not namespace.pods(name), "the pod is gone")
     (row,) = await wait_rows(operator, name, "cancelled")
     assert row["end_time"]
+
+
+async def test_cancel_ends_an_agent_that_hears_neither_interrupt_nor_sigterm(
+    namespace: Namespace, operator: OperatorProcess
+) -> None:
+    """A stopped process: only SIGKILL reaches it. The runner still reports, before the kubelet kills it."""
+    name = unique("stopped")
+    limits = {"terminationGracePeriodSeconds": 12, "interruptSeconds": 2}
+    namespace.apply(job(name, "script: tool echo last; kill -STOP $PPID; sleep 300", **limits))
+    wait_for(lambda: "kill -STOP" in namespace.run("logs", f"{name}-1").stdout, "the agent stops itself")
+    namespace.patch(name, cancel=True)
+    status = namespace.wait_phase(name, "Cancelled", "Failed", timeout=120)
+    assert status["phase"] == "Cancelled"
+    assert status["attempts"][0]["exitCode"] == POLICIES[Category.CANCELLED].exit_code, "the runner was killed, too"
+    (row,) = await wait_rows(operator, name, "cancelled")
+    told = "\n".join(row["logs"])
+    assert "it gets SIGTERM" in told
+    assert "live on after SIGTERM; they are killed" in told
+    assert '"type":"result"' in told
 
 
 async def test_cancel_of_a_job_that_never_ran(namespace: Namespace, operator: OperatorProcess) -> None:

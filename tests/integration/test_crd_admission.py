@@ -80,6 +80,11 @@ REJECTED = [
     ("variable twice", {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, "Duplicate value"),
     ("variable from a secret", {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {}}}]}, "unknown field"),
     ("another key of a secret", {"credentialsSecretRef": {"name": "s", "key": "password"}}, "credentialsSecretRef.key"),
+    (
+        "interrupt as long as the grace period",
+        {"interruptSeconds": 15},
+        "spec.interruptSeconds: Invalid value",
+    ),
     ("no attempts", {"retry": {"maxAttempts": 0}}, "spec.retry.maxAttempts"),
 ]
 

@@ -37,7 +37,7 @@ from claudejobs.api.events import (
 )
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 """Longest wait for the next event; none of these runs is silent for that long."""
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
 
@@ -134,7 +134,9 @@ async def start(model: str, tmp_path: Path) -> Any:
     """Starts runners in a workspace of their own; ``raw`` gives the whole input document."""
     started: list[Run] = []
 
-    async def _start(prompt: str = "", raw: str | None = None, **fields: Any) -> Run:
+    async def _start(
+        prompt: str = "", raw: str | None = None, program: tuple[str, ...] = ("-m", "claudejobs.runner"), **fields: Any
+    ) -> Run:
         folder = tmp_path
         (folder / "workspace").mkdir(exist_ok=True)
         document = {
@@ -163,8 +165,7 @@ async def start(model: str, tmp_path: Path) -> Any:
         }
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "claudejobs.runner",
+            *program,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             env=environment,
@@ -277,16 +278,67 @@ async def test_sigterm_before_the_agent_is_connected(start: Start) -> None:
     assert run.of_type(ToolUse) == []
 
 
-async def test_deaf_agent_is_killed_in_time(start: Start) -> None:
-    run = await start("script: slow 300")
-    await run.until(is_tool)
-    (cli,) = children(run.process.pid)
-    os.kill(cli, signal.SIGSTOP)
-    begun = time.monotonic()
+# How an agent is stopped: interrupt, SIGTERM, SIGKILL.
+
+STUBBORN = (str(REPOSITORY / "tests/integration/stubborn_agent.py"),)
+SIGTERM_NOTICE = "it gets SIGTERM"
+SIGKILL_NOTICE = "live on after SIGTERM; they are killed"
+
+
+def steps_of(run: Run) -> list[str]:
+    """The steps that were needed after the interrupt."""
+    said = " ".join(event.text for event in run.of_type(Notice))
+    return [step for step in (SIGTERM_NOTICE, SIGKILL_NOTICE) if step in said]
+
+
+async def test_agent_that_heeds_the_interrupt_gives_its_result(start: Start) -> None:
+    session = str(uuid.uuid4())
+    run = await start("script: steps 1\nscript: slow 300", session_id=session)
+    await made(run.folder / "workspace/begun.txt")
     run.process.terminate()
     result = await run.end()
-    assert time.monotonic() - begun < 8
-    assert result.outcome is Outcome.CANCELLED
+    assert (result.category, steps_of(run)) == (Category.CANCELLED, [])
+    assert (result.session_id, result.num_turns) == (session, 1)
+    assert result.cost_usd > 0, "the interrupted turn's cost is lost"
+
+
+async def test_agent_that_ignores_the_interrupt_gets_sigterm_and_its_last_words_are_kept(start: Start) -> None:
+    run = await start("ignore the interrupt", program=STUBBORN, grace_seconds=120, interrupt_seconds=0.5)
+    await run.until(lambda event: isinstance(event, Text))
+    run.process.terminate()
+    result = await run.end()
+    assert (result.category, steps_of(run)) == (Category.CANCELLED, [SIGTERM_NOTICE])
+    assert [event.text for event in run.of_type(Text)] == ["at work", "what interrupt?", "last words"]
+
+
+async def test_agent_that_ignores_sigterm_is_killed_before_the_kubelet_would(start: Start) -> None:
+    run = await start("ignore SIGTERM", program=STUBBORN, grace_seconds=5, interrupt_seconds=0.5)
+    await run.until(lambda event: isinstance(event, Text))
+    run.process.terminate()
+    result = await run.end()
+    assert (result.category, steps_of(run)) == (Category.CANCELLED, [SIGTERM_NOTICE, SIGKILL_NOTICE])
+    assert [event.text for event in run.of_type(Text)] == ["at work", "what interrupt?"]
+
+
+async def test_grandchild_that_ignores_everything_is_killed(start: Start) -> None:
+    command = "(trap '' TERM INT HUP; touch deaf.txt; while :; do sleep 1; done) & sleep 300"
+    run = await start(f"script: tool {command}", grace_seconds=4, interrupt_seconds=1)
+    await made(run.folder / "workspace/deaf.txt")
+    run.process.terminate()
+    assert (await run.end()).category is Category.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("fields", "category"),
+    [({"timeout_seconds": 3}, Category.TIMEOUT), ({"stall_timeout_seconds": 2}, Category.STALLED)],
+    ids=["timeout", "stall"],
+)
+async def test_clocks_of_the_runner_go_down_the_same_ladder(
+    start: Start, fields: dict[str, Any], category: Category
+) -> None:
+    run = await start("ignore SIGTERM", program=STUBBORN, grace_seconds=2, interrupt_seconds=0.5, **fields)
+    result = await run.end()
+    assert (result.category, steps_of(run)) == (category, [SIGTERM_NOTICE, SIGKILL_NOTICE])
 
 
 async def test_timeout_ends_a_tool_that_the_stall_timer_spares(start: Start) -> None:

@@ -141,6 +141,14 @@ def test_the_same_trouble_in_new_words_is_not_written_again() -> None:
     assert again == first
 
 
+def test_a_pod_that_never_started_says_what_was_waited_for_and_what_to_do() -> None:
+    status = written(seen(job_view(None, STARTING), pending_pod(601)))
+    assert status.attempts[0].message == (
+        "pod job-1 started no container on node node-a (waited 600 s, the operator's START_TIMEOUT); kubectl -n team "
+        "events --for pod/job-1 says why; where it only needs longer, raise START_TIMEOUT"
+    )
+
+
 def test_a_running_pod_makes_the_job_running() -> None:
     status = written(seen(job_view(None, STARTING), running_pod()))
     assert (status.phase, status.attempts[0].node_name) == (Phase.RUNNING, "node-a")

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from claudejobs.api.events import RunnerInput
 from claudejobs.api.job import JobSpec
@@ -136,8 +137,32 @@ def test_on_a_lasting_workspace_the_runner_counts_itself(workspace: Json) -> Non
 
 
 def test_the_kubelets_deadline_leaves_the_runner_time_to_end_by_itself() -> None:
-    assert pod_of({"timeoutSeconds": 100})["spec"]["activeDeadlineSeconds"] == 100 + 600 + 60
+    spec = {"timeoutSeconds": 100, "terminationGracePeriodSeconds": 300}
+    assert pod_of(spec)["spec"]["activeDeadlineSeconds"] == 100 + 600 + 300 + 60
     assert pod_of({"terminationGracePeriodSeconds": 7})["spec"]["terminationGracePeriodSeconds"] == 7
+
+
+@pytest.mark.parametrize(
+    ("spec", "interrupt", "grace"),
+    [
+        ({}, 5, 15),
+        ({"terminationGracePeriodSeconds": 6}, 2, 6),
+        ({"terminationGracePeriodSeconds": 600}, 5, 600),
+        ({"terminationGracePeriodSeconds": 60, "interruptSeconds": 30}, 30, 60),
+        ({"interruptSeconds": 0}, 0, 15),
+    ],
+)
+def test_the_runner_is_told_how_long_an_agent_that_is_stopped_has(
+    spec: dict[str, Any], interrupt: float, grace: float
+) -> None:
+    given = RunnerInput.model_validate_json(pod_of(spec)["metadata"]["annotations"][INPUT_ANNOTATION])
+    assert (given.interrupt_seconds, given.grace_seconds) == (interrupt, grace)
+    assert given.interrupt_seconds < given.grace_seconds
+
+
+def test_an_interrupt_as_long_as_the_grace_period_is_refused_with_both() -> None:
+    with pytest.raises(ValidationError, match=r"interruptSeconds is 7, but must be less than .*, which is 7"):
+        JobSpec.model_validate({"prompt": "x", "terminationGracePeriodSeconds": 7, "interruptSeconds": 7})
 
 
 def test_the_key_comes_from_the_secret_and_is_not_in_the_pod() -> None:

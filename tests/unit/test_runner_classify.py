@@ -68,6 +68,13 @@ FAILURES = [
 ]
 
 
+def test_agent_that_never_answers_is_named_with_the_time_and_what_to_do() -> None:
+    verdict = classify(Ending(error=Exception("Control request timeout: initialize"), stderr="waiting for x"))
+    assert "did not answer the SDK after its start, for 60 s" in verdict.message
+    assert "spec.podTemplate.resources.requests.cpu" in verdict.message
+    assert verdict.message.endswith("its last words: waiting for x")
+
+
 @pytest.mark.parametrize(("ending", "category"), FAILURES)
 def test_failure(ending: Ending, category: Category) -> None:
     verdict = classify(ending)

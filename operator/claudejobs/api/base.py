@@ -34,9 +34,10 @@ class StatusModel(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
 
 
-def cel(rule: str, message: str) -> dict[str, str]:
-    """One ``x-kubernetes-validations`` entry: a CEL expression that the API server evaluates."""
-    return {"rule": rule, "message": message}
+def cel(rule: str, message: str, field: str | None = None) -> dict[str, str]:
+    """One ``x-kubernetes-validations`` entry: a CEL expression that the API server evaluates. ``field`` is the field
+    that the error names, where that is not the one with the rule."""
+    return {"rule": rule, "message": message} | ({"fieldPath": f".{field}"} if field else {})
 
 
 def validations(*rules: dict[str, str], **extra: Any) -> dict[str, Any]:

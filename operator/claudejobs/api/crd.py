@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.alias_generators import to_snake
 
 from .base import GROUP, KIND, MAX_JOB_NAME, PLURAL, VERSION, cel
-from .job import MUTABLE_FIELDS, JobSpec
+from .job import INTERRUPT_RULE, MUTABLE_FIELDS, JobSpec
 from .queue import QUEUE_KIND, QUEUE_PLURAL, QueueSpec, QueueStatus
 from .status import JobStatus
 
@@ -88,7 +88,7 @@ def _immutable(model: type[BaseModel], names: Iterable[str], message: str) -> li
 
 def _job_rules() -> list[dict[str, str]]:
     names = [name for name in JobSpec.model_fields if name not in MUTABLE_FIELDS]
-    rules = _immutable(JobSpec, names, " once the job exists; make a new job")
+    rules = [INTERRUPT_RULE, *_immutable(JobSpec, names, " once the job exists; make a new job")]
     rules.append(
         cel(
             "!(has(oldSelf.cancel) && oldSelf.cancel) || (has(self.cancel) && self.cancel)",

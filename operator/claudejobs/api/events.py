@@ -127,6 +127,8 @@ class RunnerInput(_Wire):
         working_directory: relative to ``WORKSPACE_DIR``; made when missing.
         timeout_seconds: the runner interrupts the agent after this long and reports ``timeout``.
         stall_timeout_seconds: no message from the SDK for this long is reported as ``stalled``.
+        grace_seconds: from the wish to stop the agent until the kubelet may kill the container.
+        interrupt_seconds: the part of it that an interrupted agent has to end by itself, before SIGTERM.
         env: variables for the agent's process, on top of the container's.
         git: what the checkout clones into the working directory; the runner itself does not read it.
         max_restarts: how often a crashed CLI is restarted and resumed inside this pod.
@@ -141,6 +143,8 @@ class RunnerInput(_Wire):
     working_directory: str = "."
     timeout_seconds: int = 3600
     stall_timeout_seconds: int | None = None
+    grace_seconds: float = 15
+    interrupt_seconds: float = 5
     env: dict[str, str] = Field(default_factory=dict)
     claude: ClaudeOptions = Field(default_factory=ClaudeOptions)
     git: GitSource | None = None

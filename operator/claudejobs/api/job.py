@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from .base import MAX_JOB_NAME, Name, Quantity, SpecModel, cel, validations
-from .podtemplate import LocalObjectReference, PodTemplate
+from .base import MAX_JOB_NAME, Name, SpecModel, cel, validations
+from .podtemplate import PodTemplate
+from .workspace import Workspace
 
 MAX_PROMPT = 131072
 """Characters. The prompt travels in the resource and in the pod's annotations, which Kubernetes bounds."""
@@ -132,95 +133,6 @@ class Claude(SpecModel):
     )
 
 
-class EmptyDirWorkspace(SpecModel):
-    """A new, empty workspace for each attempt."""
-
-    size_limit: Quantity = Field("2Gi", description="The pod is evicted when it writes more.")
-
-
-class PersistentVolumeClaimWorkspace(SpecModel):
-    """A claim that exists in the job's namespace; its content survives the pod, so that the next attempt resumes
-    the agent's session."""
-
-    claim_name: Name = Field(description="Name of the claim.")
-
-
-class VolumeClaimTemplateWorkspace(SpecModel):
-    """A claim of the job's own, made before its first pod. All attempts share it, so that the next one resumes the
-    agent's session. Its name is in status.workspaceClaim."""
-
-    size: Quantity = Field(description="Storage to ask for.")
-    storage_class_name: Name | None = Field(None, description="StorageClass; default: the cluster's default one.")
-    access_modes: list[Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]] = Field(
-        ["ReadWriteOnce"],
-        min_length=1,
-        max_length=2,
-        description="How nodes may mount it. ReadWriteOncePod cannot be combined.",
-        json_schema_extra=validations(
-            cel(
-                "size(self) == 1 || !self.exists(mode, mode == 'ReadWriteOncePod')",
-                "ReadWriteOncePod cannot be combined with another access mode",
-            ),
-            **{"x-kubernetes-list-type": "set"},
-        ),
-    )
-    retention_policy: Literal["Delete", "Retain"] = Field(
-        "Delete",
-        description="Delete removes the claim together with the job. Retain leaves it when the job is deleted; another "
-        "job can have it as persistentVolumeClaim, and no job gets it unasked, not even one of the same name.",
-    )
-
-
-class GitWorkspace(SpecModel):
-    """A git repository, cloned into the working directory before the agent starts: shallow where the server allows,
-    without submodules and LFS. A clone of the same repository that a lasting workspace holds is left as it is."""
-
-    url: str = Field(
-        max_length=2048,
-        # Without user and password: whoever may read the resource would read them.
-        pattern=r"^((https?|git)://|ssh://([A-Za-z0-9][A-Za-z0-9._-]*@)?)[A-Za-z0-9\[][^\s/@]*(/\S*)?$",
-        description="Where to clone from: http, https, ssh or git; credentials are given by secretRef only.",
-    )
-    ref: str | None = Field(
-        None,
-        min_length=1,
-        max_length=255,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
-        description="Branch, tag or commit; default: the remote's HEAD.",
-    )
-    secret_ref: LocalObjectReference | None = Field(
-        None,
-        description="Secret with password and, if needed, username (https), or ssh-privatekey and, better, known_hosts "
-        "(ssh). Only the clone has it: the agent cannot push with it.",
-    )
-
-
-class Workspace(SpecModel):
-    """Where the agent works. At most one of emptyDir, persistentVolumeClaim and volumeClaimTemplate; git may be added
-    to each."""
-
-    empty_dir: EmptyDirWorkspace | None = Field(None, description="A new, empty workspace for each attempt (default).")
-    persistent_volume_claim: PersistentVolumeClaimWorkspace | None = Field(None, description="An existing claim.")
-    volume_claim_template: VolumeClaimTemplateWorkspace | None = Field(
-        None, description="A claim that is made for the job, and shared by its attempts."
-    )
-    git: GitWorkspace | None = Field(
-        None,
-        description="A repository to start from.",
-        json_schema_extra=validations(
-            cel(
-                "!has(self.secretRef) || !self.url.startsWith('git://')",
-                "git:// takes no credentials; use https:// or ssh://, or leave out secretRef",
-            )
-        ),
-    )
-
-    @property
-    def lasting(self) -> bool:
-        """Whether the workspace outlives a pod."""
-        return self.persistent_volume_claim is not None or self.volume_claim_template is not None
-
-
 _RESERVED_ENV = "^(CLAUDE|ANTHROPIC|AWS_|GOOGLE_|LD_|PYTHON|NODE_|BASH_|GIT_SSH)|^(HOME|PATH|TMPDIR|SHELL|IS_SANDBOX)$"
 
 
@@ -263,6 +175,17 @@ class Retry(SpecModel):
         description="Attempts in all, the first included; default: the operator's RETRY_ATTEMPTS.",
     )
     backoff: Backoff = Field(default_factory=Backoff, description="Time between attempts.")
+
+
+INTERRUPT_RULE = cel(
+    "!has(self.interruptSeconds) || self.interruptSeconds < self.terminationGracePeriodSeconds",
+    "must be less than terminationGracePeriodSeconds, of which it is the first part",
+    "interruptSeconds",
+)
+"""On the whole template, as it compares two fields."""
+
+MAX_DEFAULT_INTERRUPT = 5.0
+"""Seconds. An agent that takes the interrupt at all ends within fractions of one; the rest is for what it started."""
 
 
 class JobTemplate(SpecModel):
@@ -309,7 +232,19 @@ class JobTemplate(SpecModel):
         "inside a tool does not count.",
     )
     termination_grace_period_seconds: int = Field(
-        15, ge=1, le=600, description="How long a cancelled agent has to stop before it is killed, seconds."
+        15,
+        ge=1,
+        le=600,
+        description="How long an agent that is stopped (cancelled, suspended, timed out, stalled) has in all, seconds. "
+        "It is interrupted; after interruptSeconds it and what it started get SIGTERM; shortly before the end SIGKILL, "
+        "so that the runner can still report. At the end the kubelet kills the container.",
+    )
+    interrupt_seconds: int | None = Field(
+        None,
+        ge=0,
+        le=599,
+        description="How much of that an interrupted agent has to end its turn by itself before SIGTERM, seconds; less "
+        "than terminationGracePeriodSeconds. Default: a third of it, at most 5.",
     )
     retry: Retry = Field(default_factory=Retry, description="What happens after a failed attempt.")
     priority: int = Field(0, ge=-1000, le=1000, description="Among waiting jobs, higher starts first.")
@@ -322,6 +257,23 @@ class JobTemplate(SpecModel):
     pod_template: PodTemplate = Field(
         default_factory=PodTemplate, description="Where the job's pods run and how large they are."
     )
+
+    @model_validator(mode="after")
+    def _interrupt_within_grace(self) -> Self:
+        interrupt, grace = self.interrupt_seconds, self.termination_grace_period_seconds
+        if interrupt is not None and interrupt >= grace:
+            raise ValueError(
+                f"interruptSeconds is {interrupt}, but must be less than terminationGracePeriodSeconds, "
+                f"which is {grace}"
+            )
+        return self
+
+    @property
+    def interrupt(self) -> float:
+        """Seconds that an interrupted agent has before SIGTERM; less than the grace period."""
+        if self.interrupt_seconds is not None:
+            return float(self.interrupt_seconds)
+        return min(self.termination_grace_period_seconds / 3, MAX_DEFAULT_INTERRUPT)
 
 
 class JobSpec(JobTemplate):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from .base import SpecModel, StatusModel, cel, validations
-from .job import JobTemplate
+from .job import INTERRUPT_RULE, JobTemplate
 from .status import Condition
 
 QUEUE_KIND = "ClaudeCodeQueue"
@@ -80,7 +80,8 @@ class QueueSpec(SpecModel):
             cel(
                 "!has(self.workspace) || !has(self.workspace.persistentVolumeClaim)",
                 "jobs of a queue run side by side and cannot share a claim; use volumeClaimTemplate",
-            )
+            ),
+            INTERRUPT_RULE,
         ),
     )
 

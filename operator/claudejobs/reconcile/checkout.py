@@ -11,7 +11,8 @@ from claudejobs.api.events import (
     GIT_USERNAME_VARIABLE,
     GitSource,
 )
-from claudejobs.api.job import GitWorkspace, JobSpec
+from claudejobs.api.job import JobSpec
+from claudejobs.api.workspace import GitWorkspace
 from claudejobs.settings import Settings
 
 from .views import CHECKOUT

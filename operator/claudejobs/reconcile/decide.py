@@ -203,10 +203,13 @@ def _starting(seen: Seen, status: JobStatus, pod: PodView, settings: Settings) -
     left = (pod.created + timedelta(seconds=settings.start_timeout) - seen.now).total_seconds()
     if left > 0:
         return Decision(status=report.starting(status, hindrance, seen.job, seen.now), after=left)
+    waited = f" (waited {settings.start_timeout} s, the operator's START_TIMEOUT)"
     if hindrance:
-        ending = Ending(hindrance.category, f"{hindrance.message} (after {settings.start_timeout} s)")
+        ending = Ending(hindrance.category, f"{hindrance.message}{waited}")
     else:
-        text = f"pod {pod.name} did not start within {settings.start_timeout} s; its events say why"
+        missed = "got no node" if pod.node is None else f"started no container on node {pod.node}"
+        how = f"kubectl -n {pod.namespace} events --for pod/{pod.name} says why"
+        text = f"pod {pod.name} {missed}{waited}; {how}; where it only needs longer, raise START_TIMEOUT"
         ending = Ending(Category.UNSCHEDULABLE if pod.node is None else Category.WORKSPACE, text)
     # Why it ended is written before the pod is deleted: should the operator die in between, a pod that is gone tells
     # nothing. The next decision deletes it, and no successor is made before it is gone.

@@ -29,8 +29,8 @@ USER = 65532
 """User and group of the runner's image; it owns nothing there but its empty home."""
 
 DEADLINE_MARGIN = 60
-"""Seconds after ``timeoutSeconds`` at which the kubelet ends a pod whose runner did not end by itself: room for the
-start of the container, which the kubelet counts, and for the runner's own orderly end."""
+"""Seconds after ``timeoutSeconds`` and the grace period, in which the runner stops the agent, at which the kubelet ends
+a pod whose runner did not end by itself: room for the start of the container, which the kubelet counts, too."""
 
 
 class PodBuildError(Exception):
@@ -76,7 +76,7 @@ def build_pod(
     spec = JobSpec.model_validate(job["spec"])
     template = spec.pod_template
     timeout = spec.timeout_seconds or settings.job_timeout
-    deadline = timeout + settings.start_timeout + DEADLINE_MARGIN
+    deadline = timeout + settings.start_timeout + spec.termination_grace_period_seconds + DEADLINE_MARGIN
     labels = {k: v for k, v in template.labels.items() if _allowed(k, settings)}
     annotations = {k: v for k, v in template.annotations.items() if _allowed(k, settings)}
     volumes = _volumes(spec, workspace_claim(spec, meta["name"], meta["uid"]))
@@ -259,6 +259,8 @@ def _input(
         working_directory=spec.working_directory,
         timeout_seconds=timeout,
         stall_timeout_seconds=spec.stall_timeout_seconds,
+        grace_seconds=spec.termination_grace_period_seconds,
+        interrupt_seconds=spec.interrupt,
         env={v.name: v.value for v in spec.env} | {"CLAUDE_JOB_ARGUMENTS": json.dumps(spec.arguments)},
         claude=_options(spec, spent_usd, settings),
         git=checkout.git_source(spec, settings),

@@ -26,6 +26,8 @@ from claudejobs.api.categories import Category
 from claudejobs.api.events import BUDGET_SPENT, Outcome
 
 ABORTED = frozenset({"aborted_tools", "aborted_streaming"})
+ANSWER_SECONDS = 60
+"""How long the SDK waits for the CLI's first answer."""
 NO_CONVERSATION = "No conversation found"
 NETWORK_SIGNS = (
     "econnrefused",
@@ -258,6 +260,13 @@ def _without_result(ending: Ending) -> Verdict:
 
 def _crash_message(ending: Ending) -> str:
     error = ending.error
+    if error is not None and _is_silent(error):
+        where = "after it had begun" if ending.started else f"after its start, for {ANSWER_SECONDS} s"
+        said = f"; its last words: {ending.stderr}" if ending.stderr else ""
+        return (
+            f"the agent's process did not answer the SDK {where}: give the pod more processor time "
+            f"(spec.podTemplate.resources.requests.cpu) or mend what its MCP servers wait for{said}"
+        )
     code = error.exit_code if isinstance(error, ProcessError) else None
     if code is not None and code < 0:
         try:

@@ -7,6 +7,7 @@ the tree, and ends them by walking /proc.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -59,6 +60,19 @@ def descendants(root: int | None = None) -> list[int]:
         if table[pid][1] not in "ZX":
             found.append(pid)
     return found
+
+
+async def terminate_descendants(until: float) -> list[int]:
+    """SIGTERM to everything below this process, once each, until nothing of it lives; those still alive at ``until``,
+    a time of ``time.monotonic``. Reading what they say goes on meanwhile."""
+    told: set[int] = set()
+    while (living := descendants()) and time.monotonic() < until:
+        for pid in set(living) - told:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
+        told.update(living)
+        await asyncio.sleep(0.05)
+    return living
 
 
 def kill_descendants(timeout_seconds: float = 1.5) -> list[int]:

@@ -3,6 +3,10 @@
 The clocks. ``timeout_seconds`` bounds the attempt, restarts included. ``stall_timeout_seconds`` bounds the
 time without any message of the SDK, and stands still while a tool call is open: a test run of half an hour
 says nothing and is no stall. A silent model is found by it, a hanging tool only by the timeout.
+
+The ladder. Whatever stops the agent, it is interrupted, and has ``interrupt_seconds`` to end its turn; then it and all
+that it started get SIGTERM, and what is left gets SIGKILL so early within ``grace_seconds`` that the result still comes
+before the kubelet's own SIGKILL.
 """
 
 from __future__ import annotations
@@ -26,13 +30,16 @@ from . import sandbox
 from .classify import Ending, Report, StopReason, Verdict, classify, is_crash, lost_session
 from .emit import EventWriter, StderrRelay, one_line
 from .options import OptionError, Process, build_env, build_options
-from .processes import ZombieReaper, kill_descendants
+from .processes import ZombieReaper, kill_descendants, terminate_descendants
 from .progress import TaskList
 from .relay import Relay
 from .workspace import StateDir, WorkspaceError, prepare_directory
 
-INTERRUPT_SECONDS = 3.0
 DISCONNECT_SECONDS = 2.0
+RESERVE_SECONDS = 4.0
+"""The end of the grace period that is kept for SIGKILL and the result; at most half of what the interrupt leaves."""
+LAST_WORDS_SECONDS = 1.0
+"""How long what a dead agent has left in its pipe is read."""
 TICK_SECONDS = 0.25
 SWEEP_TICKS = 20
 
@@ -55,6 +62,7 @@ class Attempt:
         self._reaper = ZombieReaper()
         self._stopping = asyncio.Event()
         self._stop_reason: StopReason | None = None
+        self._stop_time = 0.0
         self._deadline = time.monotonic() + job.timeout_seconds
         self._relay: Relay | None = None
         self._restarts = 0
@@ -63,9 +71,10 @@ class Attempt:
         self._resumed: bool | None = None
 
     def stop(self, reason: StopReason) -> None:
-        """Interrupt the agent and end the attempt; the first reason counts."""
+        """Stop the agent, by force if need be, and end the attempt; the first reason counts."""
         if self._stop_reason is None:
             self._stop_reason = reason
+            self._stop_time = time.monotonic()
             self._writer.notice(f"stopping the agent: {reason}", "warning")
             self._stopping.set()
 
@@ -131,8 +140,8 @@ class Attempt:
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({talk, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if not talk.done():
-            await self._interrupt(client, relay, talk)
+        if self._stop_reason is not None:
+            await self._stop_agent(client, relay, talk)
         await self._disconnect(client)
         left = kill_descendants()
         if left:
@@ -165,17 +174,28 @@ class Attempt:
             if relay.rejected:
                 self.stop(StopReason.AUTH)
 
-    async def _interrupt(self, client: ClaudeSDKClient, relay: Relay, talk: asyncio.Task[None]) -> None:
-        """Ask the agent to stop and wait for its last result; bounded."""
-        if relay.started:
+    async def _stop_agent(self, client: ClaudeSDKClient, relay: Relay, talk: asyncio.Task[None]) -> None:
+        """Go down the ladder as far as needed. What the agent says meanwhile is still taken."""
+        terminate_at = self._stop_time + self._job.interrupt_seconds
+        rest = self._job.grace_seconds - self._job.interrupt_seconds
+        kill_at = terminate_at + max(rest - RESERVE_SECONDS, rest / 2)
+        if relay.started and not talk.done():
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(INTERRUPT_SECONDS):
+                async with asyncio.timeout_at(terminate_at):
                     await client.interrupt()
                     await asyncio.wait({talk})
+            if not talk.done():
+                self._writer.notice(
+                    f"the agent did not end its turn within {self._job.interrupt_seconds:g} s of the interrupt "
+                    "(spec.interruptSeconds); it gets SIGTERM",
+                    "warning",
+                )
+        if left := await terminate_descendants(kill_at):
+            self._writer.notice(f"{len(left)} processes of the agent live on after SIGTERM; they are killed", "warning")
+            kill_descendants()
+        await asyncio.wait({talk}, timeout=LAST_WORDS_SECONDS)
         if not talk.done():
             talk.cancel()
-            # Nothing more to wait for: connecting, or deaf. The SDK would wait for the process for seconds.
-            kill_descendants()
             await asyncio.wait({talk}, timeout=1)
 
     async def _disconnect(self, client: ClaudeSDKClient) -> None:
