@@ -67,7 +67,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def ask_to_cancel(self, data: Any) -> None:
         job = self.draw(data, "wait", "active")
-        job.cancel = True
+        job.cancel = job.identity
         self.world.excuse(job.identity, "cancel")
 
     @precondition(lambda self: self.some("failed"))
@@ -99,10 +99,15 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(data=st.data(), lock=st.sampled_from([WORKER, ELSEWHERE]), noted=st.booleans())
     def somebody_else_fetches(self, data: Any, lock: str, noted: bool) -> None:
         job = self.draw(data, "wait")
+        self.world.excuse(job.identity, "another worker")
+        if lock == ELSEWHERE and job.uid.startswith(f"{job.identity.resource_name}/"):
+            # Noted, and there is no such resource in that cluster: it was deleted, as far as it can tell.
+            job.state, job.end, job.finishes, job.deliveries = "failed", "theirs", job.finishes + 1, job.deliveries + 1
+            self.world.successors[job.id] = 1
+            return
         job.state, job.lock = "active", lock
         if lock == ELSEWHERE and noted:
             job.uid = f"{job.identity.resource_name}/theirs"
-        self.world.excuse(job.identity, "another worker")
 
     @precondition(lambda self: self.some("active"))
     @rule(data=st.data(), failed=st.booleans())

@@ -140,7 +140,7 @@ class BullQueue:
             identity,
             Lock.OURS,
             uid=_uid_of(identity, fields.get(scripts.FIELD_UID, "")),
-            cancel=bool(fields.get(scripts.FIELD_CANCEL)),
+            cancel=_is_cancelled(identity, fields.get(scripts.FIELD_CANCEL, "")),
             deferred_failure=fields.get("defa", ""),
             # Whether it has been made already is for BullMQ's script to say, which makes none twice.
             successor_due=bool(fields.get("rjk")),
@@ -160,7 +160,11 @@ class BullQueue:
             if not timestamp:
                 continue  # an entry without a job, as a removal leaves it behind
             identity = self._identity(job_id, timestamp, finishes, deliveries)
-            found.append(Active(identity, Lock(lock), _uid_of(identity, uid), bool(cancel), failure, bool(due)))
+            found.append(
+                Active(
+                    identity, Lock(lock), _uid_of(identity, uid), _is_cancelled(identity, cancel), failure, bool(due)
+                )
+            )
         return found
 
     async def schedule_next(self, loaded: Loaded) -> None:
@@ -323,6 +327,10 @@ def _json_or(text: str | None, otherwise: str) -> str:
 
 def _number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
+
+
+def _is_cancelled(identity: QueueJob, noted: str) -> bool:
+    return noted == f"{identity.finishes}/{identity.deliveries}"
 
 
 def _uid_of(identity: QueueJob, noted: str) -> str | None:

@@ -2,8 +2,8 @@
 Redis Cluster keeps in one slot because the prefix is in braces.
 
 This project keeps three fields in a queue job's hash, which BullMQ ignores and removes with the job: ``ccj.uid`` (the
-resource that was made for this run), ``ccj.cancel`` (a producer asked to cancel it) and ``ccj.deliveries`` (how often
-this project finished it).
+resource that was made for this run), ``ccj.cancel`` (which run a producer asked to cancel) and ``ccj.deliveries``
+(how often this project finished it).
 """
 
 from __future__ import annotations
@@ -76,9 +76,11 @@ return 1
 """
 
 ASK_TO_CANCEL = """
--- Notes that a job is to be cancelled, unless it is finished. KEYS: job.
+-- Notes that this run of a job is to be cancelled, unless it is finished: not one after another worker's, that is
+-- retried by hand. KEYS: job.
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'finishedOn') == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'ccj.cancel', '1')
+local run = redis.call('HMGET', KEYS[1], 'atm', 'ccj.deliveries')
+redis.call('HSET', KEYS[1], 'ccj.cancel', (run[1] or '0') .. '/' .. (run[2] or '0'))
 return 1
 """
 

@@ -45,7 +45,7 @@ class QueuedJob:
     deliveries: int = 0
     lock: str = ""
     uid: str = ""
-    cancel: bool = False
+    cancel: QueueJob | None = None
     deferred: str = ""
     stalls: int = 0
     marked: bool = False
@@ -104,7 +104,9 @@ class World:
             return
         self._write()
         job.state, job.lock = "active", self.token
-        active = Active(job.identity, Lock.OURS, self._uid(job), job.cancel, job.deferred, job.scheduled)
+        active = Active(
+            job.identity, Lock.OURS, self._uid(job), job.cancel == job.identity, job.deferred, job.scheduled
+        )
         self._carry_out(plan_held(active, self._find(job.identity)), job.identity)
 
     def sweep(self) -> None:
@@ -113,7 +115,9 @@ class World:
             if job.lock == self.token:
                 job.marked = False
         actives = [
-            Active(job.identity, self._lock(job), self._uid(job), job.cancel, job.deferred, self._due(job))
+            Active(
+                job.identity, self._lock(job), self._uid(job), job.cancel == job.identity, job.deferred, self._due(job)
+            )
             for job in here
         ]
         held = {active.identity for active in actives}
@@ -224,7 +228,7 @@ class World:
         self.delivered[identity] = self.delivered.get(identity, 0) + 1
         job.state, job.end, job.lock = state, end, ""
         job.finishes, job.deliveries = job.finishes + 1, job.deliveries + 1
-        job.uid, job.cancel, job.marked = "", False, False
+        job.uid, job.cancel, job.marked = "", None, False
         if end == "cancelled":
             assert self.excuses.get(identity), f"{identity} ends as cancelled, and nobody wanted that"
 
@@ -270,7 +274,7 @@ class World:
             assert ours or not (job.lock == "" or (former and noted)), f"{job} has lost its lock"
             if ours:
                 assert noted, f"{job} does not know its resource"
-                assert view.spec.cancel or not job.cancel, f"{job} is not cancelled"
+                assert view.spec.cancel or job.cancel != job.identity, f"{job} is not cancelled"
                 assert not view.status.phase.terminal, f"{job} was not finished"
         for view in self.seen.values():
             identity = view.queue_job
