@@ -45,7 +45,10 @@ class RedisUrl:
         Raises:
             ValueError: it cannot be used. The message does not contain it, because it may have a password.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # its message may show the password
+            raise ValueError("must be a URL, with user and password percent-encoded") from None
         kind = _SCHEMES.get(parts.scheme)
         if kind is None:
             raise ValueError(f"must start with one of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}")
