@@ -76,16 +76,16 @@ class Turns:
 
     def taken(self, turn: Turn, job: QueueJob | None) -> None:
         """A job was fetched, or there was none."""
-        turn.fetching = False
         if job is None:
             self.pass_on(turn)
             return
+        turn.fetching = False
         turn.unborn.add(job)
         turn.served = next(self._count)
 
     def pass_on(self, turn: Turn) -> None:
         """The queue has nothing to fetch, or may not: it keeps no other back."""
-        turn.fetching = False
-        if turn.wanting:
-            turn.wanting = False
-            self.room_made()
+        turn.fetching = turn.wanting = False
+        for other in self._turns:
+            if other is not turn and other.wanting:
+                other.wake.set()
