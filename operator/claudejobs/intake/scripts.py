@@ -65,7 +65,9 @@ return 1
 KEEP_TEMPLATE = """
 -- Gives a job scheduler its data, if it has none: BullMQ 5's repeat option keeps it with the jobs only, as its own
 -- workers know, and what Python's library makes a successor of is the scheduler's. KEYS: scheduler. ARGV: data.
-if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSETNX', KEYS[1], 'data', ARGV[1]) end
+if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HEXISTS', KEYS[1], 'data') == 0 then
+  redis.call('HSET', KEYS[1], 'data', ARGV[1])
+end
 """
 
 SET_FIELD = """
