@@ -9,7 +9,7 @@ from typing import Any
 from claudejobs.api.base import API_VERSION, KIND
 from claudejobs.api.events import INPUT_DIR, INPUT_FILE, WORKSPACE_DIR, ClaudeOptions, RunnerInput
 from claudejobs.api.job import JobSpec, McpServer
-from claudejobs.api.podtemplate import PodTemplate
+from claudejobs.api.podtemplate import PodTemplate, Resources
 from claudejobs.settings import Settings
 
 from . import checkout, credentials
@@ -163,7 +163,7 @@ def _container(spec: JobSpec, volumes: list[dict[str, Any]], settings: Settings)
 def _resources(template: PodTemplate, volumes: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
     """What the author says, and the operator's defaults for the rest, as far as they fit: a default request is no
     more than the author's limit, a default limit no less than the author's request."""
-    own = template.resources
+    own = template.resources or Resources()
     requests = {
         "cpu": settings.default_cpu_request,
         "memory": settings.default_memory_request,
@@ -175,13 +175,9 @@ def _resources(template: PodTemplate, volumes: list[dict[str, Any]], settings: S
         "ephemeral-storage": _disk_limit(volumes),
     }
     for name, default in requests.items():
-        ceiling = own.limits.get(name, limits[name]) if own else limits[name]
-        requests[name] = min(default, ceiling, key=_amount)
-        if own and name in own.requests:
-            limits[name] = max(limits[name], own.requests[name], key=_amount)
-    if own:
-        requests, limits = requests | own.requests, limits | own.limits
-    return {"requests": requests, "limits": limits}
+        requests[name] = min(default, own.limits.get(name, limits[name]), key=_amount)
+        limits[name] = max(limits[name], own.requests.get(name, limits[name]), key=_amount)
+    return {"requests": requests | own.requests, "limits": limits | own.limits}
 
 
 def _disk_limit(volumes: list[dict[str, Any]]) -> str:
