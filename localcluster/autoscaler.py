@@ -21,8 +21,8 @@ import yaml
 
 from localcluster import binaries
 from localcluster.fakenodes import Stage, kwok
-from localcluster.settings import LocalClusterError, from_environment
-from localcluster.shell import locked, run, start_bound, succeeds, wait_until
+from localcluster.settings import from_environment
+from localcluster.shell import assert_running, locked, run, running, succeeds, wait_until
 from localcluster.targets import Cluster
 
 POOL_LABEL = "karpenter.sh/nodepool"
@@ -31,7 +31,6 @@ POOL_LABEL = "karpenter.sh/nodepool"
 _TAINT = "claudejobs.local/karpenter"
 _NODE_CLASS = {"group": "karpenter.kwok.sh", "kind": "KWOKNodeClass"}
 _FINALIZED = ("nodepools.karpenter.sh", "nodeclaims.karpenter.sh")
-_END_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def karpenter(cluster: Cluster, node_pool: Mapping[str, Any], stages: Sequence[S
     cache = from_environment().cache
     programs = binaries.build(binaries.karpenter(), cache / "bin")
     definitions = run([programs / "crds"])
-    kubectl: list[str | Path] = [cluster.bin_dir / "kubectl", "--kubeconfig", cluster.kubeconfig]
+    kubectl = cluster.kubectl
     pool = f"karpenter-{uuid.uuid4().hex[:6]}"
     with (
         locked(cache / "karpenter.lock"),
@@ -80,13 +79,10 @@ def karpenter(cluster: Cluster, node_pool: Mapping[str, Any], stages: Sequence[S
             run([*kubectl, "apply", "--server-side", "-f", "-"], stdin=definitions)
             run([*kubectl, "wait", "--for=condition=Established", "--timeout=60s", "-f", "-"], stdin=definitions)
             log = Path(folder) / "log"
-            process = start_bound([programs / "kwok"], log, env=_environment(cluster))
-            try:
+            with running([programs / "kwok"], log, env=_environment(cluster)) as process:
                 run([*kubectl, "create", "-f", "-"], stdin=yaml.safe_dump_all(_objects(pool, node_pool)))
                 wait_until("Karpenter takes the NodePool", lambda: _ready(kubectl, pool, process, log), seconds=60)
                 yield Autoscaler(pool, log, process)
-            finally:
-                _end(process)
         finally:
             _remove(kubectl, definitions)
 
@@ -113,19 +109,9 @@ def _objects(pool: str, template: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _ready(kubectl: Sequence[str | Path], pool: str, process: subprocess.Popen[bytes], log: Path) -> bool:
-    if process.poll() is not None:
-        raise LocalClusterError(f"Karpenter ended:\n{log.read_text(errors='replace')[-3000:]}")
+    assert_running("Karpenter", process, log)
     status = json.loads(run([*kubectl, "get", "nodepool", pool, "-o", "json"])).get("status", {})
     return any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", []))
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _remove(kubectl: Sequence[str | Path], definitions: str) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from localcluster import binaries
-from localcluster.settings import LocalClusterError, from_environment
-from localcluster.shell import run, start_bound, wait_until
+from localcluster.settings import from_environment
+from localcluster.shell import assert_running, run, running, wait_until
 from localcluster.targets import Cluster
 
 LABEL = "claudejobs.local/kwok"
@@ -76,24 +76,22 @@ def kwok(
     """
     program = binaries.build(binaries.kwok(), from_environment().cache / "bin") / "kwok"
     name = f"kwok-{uuid.uuid4().hex[:6]}"
-    kubectl: list[str | Path] = [cluster.bin_dir / "kubectl", "--kubeconfig", cluster.kubeconfig]
+    kubectl = cluster.kubectl
     _remove_abandoned(kubectl)
     with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
         config, log = Path(folder) / "kwok.yaml", Path(folder) / "log"
         config.write_text(yaml.safe_dump_all([_configuration(manage or f"{LABEL}={name}"), *stages, *_own_stages()]))
-        process = start_bound([program, "--config", config, "--kubeconfig", cluster.kubeconfig], log)
-        try:
-            made = FakeNodes(name, log, process)
-            capacity = {"cpu": cpu, "memory": memory, "pods": str(pods), "ephemeral-storage": "1000Gi"}
-            if nodes:
-                run([*kubectl, "create", "-f", "-"], stdin=yaml.safe_dump_all(_nodes(name, nodes, capacity)))
-            wait_until("the nodes that kwok plays are Ready", lambda: _ready(kubectl, made, nodes), seconds=60)
-            yield made
-        finally:
-            # The nodes first: while kwok runs, the pods that go with them are really removed.
-            run([*kubectl, "delete", "nodes", "-l", f"{LABEL}={name}", "--wait=false"])
-            process.terminate()
-            process.wait()
+        with running([program, "--config", config, "--kubeconfig", cluster.kubeconfig], log) as process:
+            try:
+                made = FakeNodes(name, log, process)
+                capacity = {"cpu": cpu, "memory": memory, "pods": str(pods), "ephemeral-storage": "1000Gi"}
+                if nodes:
+                    run([*kubectl, "create", "-f", "-"], stdin=yaml.safe_dump_all(_nodes(name, nodes, capacity)))
+                wait_until("the nodes that kwok plays are Ready", lambda: _ready(kubectl, made, nodes), seconds=60)
+                yield made
+            finally:
+                # The nodes first: while kwok runs, the pods that go with them are really removed.
+                run([*kubectl, "delete", "nodes", "-l", f"{LABEL}={name}", "--wait=false"])
 
 
 def _configuration(selector: str) -> Stage:
@@ -131,8 +129,7 @@ def _nodes(name: str, count: int, capacity: Mapping[str, str]) -> list[dict[str,
 
 
 def _ready(kubectl: Sequence[str | Path], made: FakeNodes, count: int) -> bool:
-    if made.process.poll() is not None:
-        raise LocalClusterError(f"kwok ended:\n{made.log.read_text(errors='replace')[-3000:]}")
+    assert_running("kwok", made.process, made.log)
     return len([node for node in _listed(kubectl, f"{LABEL}={made.name}") if _condition(node) == "True"]) == count
 
 

@@ -15,6 +15,8 @@ from localcluster.progress import say
 from localcluster.settings import LocalClusterError
 
 _TAIL = 15
+_END_SECONDS = 10
+"""How long a program that is asked to end has for it."""
 
 
 def run(
@@ -53,22 +55,39 @@ def run(
     return str(done.stdout)
 
 
-def start_bound(
+@contextmanager
+def running(
     argv: Sequence[str | Path], log: Path, *, env: Mapping[str, str] | None = None
-) -> subprocess.Popen[bytes]:
-    """Start a program that writes to `log`, and that the kernel ends with this process, however this one ends.
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Have a program run that writes to `log`, until the block is left; the kernel ends it with this process, however
+    this one ends.
 
     Where setpriv is missing, a killed caller leaves it behind. `env` is added to the environment.
     """
     bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
     with log.open("wb") as out:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*bound, *map(str, argv)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
             env={**os.environ, **(env or {})},
         )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def assert_running(name: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Raise LocalClusterError, with the end of the log, when a program has ended that should run."""
+    if process.poll() is not None:
+        raise LocalClusterError(f"{name} ended:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def succeeds(argv: Sequence[str | Path]) -> bool:

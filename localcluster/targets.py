@@ -25,6 +25,11 @@ class Cluster:
     gateway: str | None
     """The address under which pods reach servers on this machine, where there is one."""
 
+    @property
+    def kubectl(self) -> list[str]:
+        """How a command line for this cluster begins."""
+        return [str(self.bin_dir / "kubectl"), "--kubeconfig", str(self.kubeconfig)]
+
 
 @dataclass(frozen=True)
 class Row:

@@ -70,8 +70,7 @@ class Namespace:
 
     @property
     def _kubectl(self) -> list[str]:
-        config = str(self.cluster.kubeconfig)
-        return [str(self.cluster.bin_dir / "kubectl"), "--kubeconfig", config, "-n", self.name]
+        return [*self.cluster.kubectl, "-n", self.name]
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run kubectl; its output."""
