@@ -17,9 +17,12 @@ from kubernetes.client import ApiClient, ApiException, CoreV1Api, CustomObjectsA
 from kubernetes.config import new_client_from_config
 
 from claudejobs.api.base import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from claudejobs.api.queue import QUEUE_PLURAL
 from localcluster import Cluster
 
 T = TypeVar("T")
+
+_OUR_PLURALS = {"ccj": PLURAL, "ccq": QUEUE_PLURAL}
 
 
 def wait_for(probe: Callable[[], T | None], what: str, timeout: float = 60.0, pause: float = 0.1) -> T:
@@ -90,20 +93,25 @@ class Namespace:
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """An object, ``None`` when there is none."""
+        if plural := _OUR_PLURALS.get(kind):
+            return self._get_ours(plural, name)
         done = self.run("get", kind, name, "-o", "json", "--ignore-not-found")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout) if done.stdout.strip() else None
 
-    def status(self, name: str) -> dict[str, Any]:
-        """A job's status."""
+    def _get_ours(self, plural: str, name: str) -> dict[str, Any] | None:
         api = CustomObjectsApi(client_of(self.cluster.kubeconfig))
         try:
-            obj: dict[str, Any] = api.get_namespaced_custom_object(GROUP, VERSION, self.name, PLURAL, name)
+            obj: dict[str, Any] = api.get_namespaced_custom_object(GROUP, VERSION, self.name, plural, name)
         except ApiException as error:
             if error.status != 404:
                 raise
-            return {}
-        return obj.get("status") or {}
+            return None
+        return obj
+
+    def status(self, name: str) -> dict[str, Any]:
+        """A job's status."""
+        return (self.get("ccj", name) or {}).get("status", {})
 
     def uid_of(self, name: str) -> str:
         """A job's UID."""
