@@ -216,6 +216,8 @@ def kubelet_config(settings: Settings, net: Network) -> dict[str, Any]:
         "maxPods": PODS_PER_NODE,
         # A pod that forks without end is stopped there, and nothing beside it.
         "podPidsLimit": PIDS_PER_POD,
+        # A volume that is too full is seen within seconds, not the default's minute.
+        "volumeStatsAggPeriod": "5s",
         "serializeImagePulls": False,
         "kubeAPIQPS": 200,
         "kubeAPIBurst": 400,

@@ -1,6 +1,6 @@
 """Faults around running jobs: killed processes, evictions, a model server in trouble.
 
-The kubelet takes a minute to notice a full volume. All jobs are applied at once, before the first test, so that the
+A full volume is noticed seconds later, a killed shim later still. All jobs are applied at once, before the first test, so that the
 others come to their ends meanwhile; the operator keeps the machine from running them all at a time.
 """
 
