@@ -1,7 +1,7 @@
 """Faults around running jobs: killed processes, evictions, a model server in trouble.
 
-A full volume is noticed seconds later, a killed shim later still. All jobs are applied at once, before the first test, so that the
-others come to their ends meanwhile; the operator keeps the machine from running them all at a time.
+A full volume is noticed within seconds, a killed shim later. All jobs are applied at once, before the first test, so
+that the others come to their ends meanwhile; the operator keeps the machine from running them all at a time.
 """
 
 from __future__ import annotations

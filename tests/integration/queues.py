@@ -100,7 +100,7 @@ class Queue:
 
     def wait_condition(self, kind: str, status: str, reason: str) -> None:
         """Wait for a condition."""
-        wait_for(lambda: self.condition(kind) == (status, reason), f"{kind} of {self.resource}: {self.status}")
+        wait_for(lambda: self.condition(kind) == (status, reason), lambda: f"{kind} of {self.resource}: {self.status}")
 
     def add(self, job_id: str, command: str = "hello", payload: Any = None, **opts: Any) -> str:
         """Add a job."""
@@ -121,7 +121,9 @@ class Queue:
 
     def wait_state(self, job_id: str, state: str, timeout: float = 90.0) -> Json:
         """Wait until a queue job is in a state."""
-        wait_for(lambda: self.state(job_id) == state, f"queue job {job_id} {state}: {self.job(job_id)}", timeout)
+        wait_for(
+            lambda: self.state(job_id) == state, lambda: f"queue job {job_id} {state}: {self.job(job_id)}", timeout
+        )
         job = self.job(job_id)
         assert job is not None or state == "unknown"
         return job or {}

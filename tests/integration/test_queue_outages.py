@@ -40,7 +40,7 @@ def wait_away(queue: Queue, told: str) -> None:
     """Wait until everything that tells of an outage does, with these words."""
     intake = queue.bench
     queue.wait_condition("Connected", "False", "RedisAway")
-    wait_for(lambda: told in queue.status.get("lastError", ""), f"the status says {told}: {queue.status}")
+    wait_for(lambda: told in queue.status.get("lastError", ""), lambda: f"the status says {told}: {queue.status}")
     assert queue.status["connected"] is False
     events = intake.events(queue, "RedisAway")
     assert len(events) == 1

@@ -25,17 +25,21 @@ T = TypeVar("T")
 _OUR_PLURALS = {"ccj": PLURAL, "ccq": QUEUE_PLURAL}
 
 
-def wait_for(probe: Callable[[], T | None], what: str, timeout: float = 60.0, pause: float = 0.1) -> T:
+def wait_for(
+    probe: Callable[[], T | None], what: str | Callable[[], str], timeout: float = 60.0, pause: float = 0.1
+) -> T:
     """The first truthy answer of ``probe``; fails after ``timeout`` seconds, saying ``what`` did not come.
 
-    ``pause`` is the time between two looks, seconds: longer where a look costs the machine much.
+    ``what`` is a function where it tells of the state, which is that at the end then; ``pause`` is the time between two
+    looks, seconds: longer where a look costs the machine much.
     """
     deadline = time.monotonic() + timeout
     while True:
         answer = probe()
         if answer:
             return answer
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what if isinstance(what, str) else what()}")
         time.sleep(pause)
 
 

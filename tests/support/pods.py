@@ -60,7 +60,9 @@ class PlayedPods:
             job = self.job(queue, job_id)
             return job if job and job.get("status", {}).get("phase") == phase else None
 
-        return wait_for(reached, f"queue job {job_id} of {queue} in {phase}: {self.job(queue, job_id)}", timeout)
+        return wait_for(
+            reached, lambda: f"queue job {job_id} of {queue} in {phase}: {self.job(queue, job_id)}", timeout
+        )
 
     def pods_of(self, job: Json) -> int:
         """How many pods were ever made for a job."""

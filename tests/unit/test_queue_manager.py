@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 import pytest_asyncio
 from kubernetes.aio.client import Configuration
 
@@ -27,10 +28,10 @@ NOBODY = "127.0.0.1:1"
 KEY = ("team", "tasks")
 
 
-def resource(uid: str, version: int, **spec: Any) -> Json:
+def resource(uid: str, version: int, name: str = KEY[1], **spec: Any) -> Json:
     metadata = {
         "namespace": KEY[0],
-        "name": KEY[1],
+        "name": name,
         "uid": uid,
         "resourceVersion": str(version),
         "generation": 1,
@@ -101,6 +102,43 @@ async def test_what_the_old_one_holds_is_waited_for_when_the_new_one_is_of_anoth
     _, status = intake.readings()[KEY]
     (accepted,) = status.conditions
     assert (accepted.status, accepted.reason) == ("False", "Draining")
+
+
+def accepted(intake: Intake, name: str) -> tuple[str, str] | None:
+    """The condition that a queue should have."""
+    reading = intake.readings().get((KEY[0], name))
+    found = [one for one in reading[1].conditions if one.type == "Accepted"] if reading else []
+    return (found[0].status, found[0].reason) if found else None
+
+
+@pytest.mark.parametrize("uid", ["a", "z"])
+async def test_of_two_of_one_second_the_one_that_drains_goes_on(intake: Intake, uid: str) -> None:
+    first, second = resource("m", 1), resource(uid, 2, "second")
+    second["metadata"]["creationTimestamp"] = first["metadata"]["creationTimestamp"]
+    intake.on_queue("ADDED", first)
+    await until(lambda: drained_by(intake) == "m")
+    intake.on_queue("ADDED", second)
+    await until(lambda: intake._queues[KEY[0], "second"].problem)
+    assert accepted(intake, "second") == ("False", "Conflict")
+    assert drained_by(intake) == "m"
+
+
+@pytest.mark.parametrize("uid", ["a", "z"])
+async def test_so_does_the_one_that_drained_before_the_start(intake: Intake, uid: str) -> None:
+    first, second = resource("m", 1), resource(uid, 2, "second")
+    second["metadata"]["creationTimestamp"] = first["metadata"]["creationTimestamp"]
+    condition = {
+        "type": "Accepted",
+        "reason": "Accepted",
+        "message": "",
+        "lastTransitionTime": stamp(datetime.now(UTC)),
+    }
+    first["status"] = {"conditions": [condition | {"status": "True"}]}
+    second["status"] = {"conditions": [condition | {"status": "False", "reason": "Conflict"}]}
+    intake.on_queue("ADDED", second)
+    intake.on_queue("ADDED", first)
+    await until(lambda: drained_by(intake) == "m")
+    assert accepted(intake, "second") == ("False", "Conflict")
 
 
 async def test_a_finished_job_is_kept_until_its_queue_is_known(intake: Intake) -> None:

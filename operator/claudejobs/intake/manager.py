@@ -277,12 +277,13 @@ class Intake:
                 f"braces, such as {{bull}}, not {view.spec.prefix}"
             )
             return "PrefixWithoutBraces", text
-        older = [
+        others = [
             other.view
             for other in self._queues.values()
             if other.view and other.view.qualified == view.qualified and other.view.uid != view.uid
         ]
-        first = min([view, *older], key=lambda one: (one.created, one.uid))
+        # Of those made in the same second, who drains goes on.
+        first = min([view, *others], key=lambda one: (one.created, not self._is_drained(one), one.uid))
         if first is not view:
             return "Conflict", f"ClaudeCodeQueue {first.namespace}/{first.name} drains {view.qualified} already"
         ending = [queue.consumer for queue in self._queues.values() if queue.consumer]
@@ -295,6 +296,11 @@ class Intake:
         if view.target != view.namespace:
             return await self._target_problem(view)
         return None
+
+    def _is_drained(self, view: QueueView) -> bool:
+        """Whether a resource drains its queue, or did before the operator's start."""
+        queue = self._queues[view.key]
+        return _drains(queue.consumer, view) if queue.consumer else state.is_accepted(queue.status)
 
     async def _target_problem(self, view: QueueView) -> tuple[str, str] | None:
         try:

@@ -23,6 +23,11 @@ def accepted(status: QueueStatus, problem: tuple[str, str] | None, generation: i
     return status.model_copy(update=update)
 
 
+def is_accepted(status: QueueStatus) -> bool:
+    """Whether the status says that the queue is drained."""
+    return any((one.type, one.status) == ("Accepted", "True") for one in status.conditions)
+
+
 def connected(
     status: QueueStatus,
     snapshot: Snapshot | None,
