@@ -154,9 +154,11 @@ class TestState:
         return {condition.type: (condition.status, condition.reason) for condition in status.conditions}
 
     def test_whether_it_is_drained(self) -> None:
-        good = state.accepted(QueueStatus(), None, 1, NOW)
+        good = state.accepted(QueueStatus(), None, False, 1, NOW)
         assert self.conditions(good) == {"Accepted": ("True", "Accepted")}
-        bad = state.accepted(good, ("Conflict", "why"), 2, NOW + timedelta(hours=1))
+        suspended = state.accepted(good, None, True, 2, NOW + timedelta(minutes=1))
+        assert self.conditions(suspended) == {"Accepted": ("True", "Suspended")}
+        bad = state.accepted(suspended, ("Conflict", "why"), True, 2, NOW + timedelta(hours=1))
         (condition,) = bad.conditions
         assert (condition.status, condition.reason, condition.message) == ("False", "Conflict", "why")
         assert condition.last_transition_time == NOW + timedelta(hours=1)

@@ -128,6 +128,7 @@ SELECTABLE = [".status.phase", ".status.reason", ".spec.taskId", ".spec.userId"]
 
 QUEUE_COLUMNS = [
     _column("Queue", ".spec.queueName"),
+    _column("Accepted", '.status.conditions[?(@.type=="Accepted")].status', description="Whether it is drained."),
     _column("Connected", ".status.connected", "boolean"),
     _column("Waiting", ".status.counts.waiting", "integer"),
     _column("Prioritized", ".status.counts.prioritized", "integer", priority=1),

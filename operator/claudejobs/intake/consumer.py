@@ -269,6 +269,8 @@ class Consumer:
     async def _begin(self, fetched: Loaded) -> None:
         await self._handler.begin(fetched)
         self._unborn.discard(fetched.identity)
+        if self._resources.find(self.view, fetched.identity) is None:
+            self._turns.room_made()  # it failed without a resource
 
     def _may_fetch(self) -> bool:
         # Not before the first sweep: what was fetched before a crash comes first, and Redis is known to answer.

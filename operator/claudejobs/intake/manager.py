@@ -366,7 +366,7 @@ def _is_of(job: JobView, view: QueueView) -> bool:
 def _status_of(queue: _Queue, view: QueueView, now: datetime) -> QueueStatus:
     """The status that a queue should have now."""
     consumer = queue.consumer
-    status = state.accepted(queue.status, queue.problem, view.generation, now)
+    status = state.accepted(queue.status, queue.problem, view.spec.suspend, view.generation, now)
     if consumer is None or not _drains(consumer, view):
         return status
     status = state.connected(status, consumer.snapshot, consumer.connected, consumer.last_error, view.generation, now)

@@ -12,10 +12,15 @@ from .bull import NO_ASIDE, Snapshot
 
 Truth = Literal["True", "False", "Unknown"]
 
+_DRAINED = ("Accepted", "the queue is drained into ClaudeCodeJobs")
+_SUSPENDED = ("Suspended", "nothing is fetched (spec.suspend); what was fetched goes on")
 
-def accepted(status: QueueStatus, problem: tuple[str, str] | None, generation: int, now: datetime) -> QueueStatus:
+
+def accepted(
+    status: QueueStatus, problem: tuple[str, str] | None, suspended: bool, generation: int, now: datetime
+) -> QueueStatus:
     """Whether the queue is drained; ``problem`` is the reason and the message why not."""
-    reason, message = problem or ("Accepted", "the queue is drained into ClaudeCodeJobs")
+    reason, message = problem or (_SUSPENDED if suspended else _DRAINED)
     conditions = with_condition(
         status.conditions, "Accepted", "False" if problem else "True", reason, message, generation, now
     )
