@@ -25,6 +25,7 @@ __all__ = [
     "chart_tools",
     "ensure",
     "from_environment",
+    "helm_unittest",
     "karpenter",
     "kwok",
     "select",
@@ -66,6 +67,16 @@ def chart_tools() -> Path:
     from localcluster import binaries  # noqa: PLC0415 - most callers never build
 
     return binaries.build(binaries.chart_tools(), from_environment().cache / "bin")
+
+
+def helm_unittest() -> Path:
+    """Return the program that runs a chart's suites, built first if need be.
+
+    Raises LocalClusterError when there is no Go toolchain to build with, or the build fails.
+    """
+    from localcluster import binaries  # noqa: PLC0415 - most callers never build
+
+    return binaries.build(binaries.helm_unittest(), from_environment().cache / "bin") / "helm-unittest"
 
 
 def audit_log_path() -> Path | None:

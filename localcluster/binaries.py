@@ -129,6 +129,16 @@ def chart_tools() -> Module:
     )
 
 
+def helm_unittest() -> Module:
+    """Describe the module of helm-unittest, which runs the suites in charts: it is of helm 3, `tools` of helm 4."""
+    return Module(
+        HERE / "helmunittest",
+        "-s -w",
+        ("github.com/helm-unittest/helm-unittest/cmd/helm-unittest",),
+        "building helm-unittest (a minute or two, once)",
+    )
+
+
 def netpol() -> Module:
     """Describe the module that enforces NetworkPolicies: apart from `tools`, whose libraries are newer."""
     return Module(

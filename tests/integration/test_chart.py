@@ -109,12 +109,6 @@ def test_each_variable_is_set_once(own_namespace: Namespace) -> None:
     assert sorted(set(names)) == sorted(names)
 
 
-def test_numbers_reach_the_operator_as_they_were_written(own_namespace: Namespace) -> None:
-    env = {v["name"]: v.get("value") for v in container(render(own_namespace, SHAPES["all the rest"]))["env"]}
-    assert env["MAX_CONCURRENT_JOBS"] == "100000"
-    assert env["HOST_USERS"] == "false"
-
-
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -123,6 +117,7 @@ def test_numbers_reach_the_operator_as_they_were_written(own_namespace: Namespac
         ({"settings": {"MAX_CONCURENT_JOBS": 3}}, "MAX_CONCURENT_JOBS"),
         ({"settings": {"DATABASE_URL": "sqlite:///x"}}, "DATABASE_URL"),
         ({"replicas": 0}, "replicas"),
+        ({"image": {"digest": "sha256:short"}}, "/image/digest"),
         ({"watchNamespaces": ["a"], "jobNamespaces": ["b"]}, "jobNamespaces has b, which is not among watchNamespaces"),
     ],
 )
@@ -139,13 +134,6 @@ def test_the_crds_are_those_of_the_models_and_survive_the_chart(own_namespace: N
         assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
         assert crd == yaml.safe_load((REPOSITORY / "crds" / f"{plural}.yaml").read_text())
     assert of_kind(render(own_namespace, {"crds": {"enabled": False}}), "CustomResourceDefinition") == []
-
-
-def test_with_a_list_of_namespaces_the_operator_has_no_permission_elsewhere(own_namespace: Namespace) -> None:
-    objects = render(own_namespace, {"watchNamespaces": ["team-a", "team-b"], "gateway": {"enabled": False}})
-    assert of_kind(objects, "ClusterRoleBinding") == []
-    bound = {role["metadata"]["namespace"] for role in of_kind(objects, "RoleBinding")}
-    assert bound == {"team-a", "team-b", own_namespace.name}
 
 
 def test_the_operator_reads_no_secrets_and_changes_no_pods(own_namespace: Namespace) -> None:
@@ -195,14 +183,6 @@ def test_the_gateways_settings_are_valid(own_namespace: Namespace, monkeypatch: 
     assert spec["terminationGracePeriodSeconds"] > settings.drain_seconds
 
 
-def test_sqlite_has_one_replica_that_is_gone_before_the_next_comes(own_namespace: Namespace) -> None:
-    embedded = operator_of(render(own_namespace, {"replicas": 3}))
-    assert embedded["spec"]["replicas"] == 1
-    assert embedded["spec"]["strategy"] == {"type": "Recreate"}
-    shared = operator_of(render(own_namespace, SHAPES["cluster database"]))
-    assert shared["spec"]["replicas"] == 3
-
-
 def test_a_release_moves_to_a_database_server_and_back(own_namespace: Namespace) -> None:
     embedded = {"crds": {"enabled": False}, "rbac": {"create": False}, "image": {"repository": "localhost/none"}}
     embedded |= {"database": {"persistence": {"enabled": False}}, "gateway": {"enabled": False}}
@@ -214,74 +194,6 @@ def test_a_release_moves_to_a_database_server_and_back(own_namespace: Namespace)
     deployment = own_namespace.get("deployment", "release-claudejobs")
     assert deployment is not None
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}
-
-
-def pod_specs(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The pods of all that makes pods, by its name."""
-    makers = of_kind(objects, "Deployment") + of_kind(objects, "Job")
-    return {maker["metadata"]["name"]: maker["spec"]["template"]["spec"] for maker in makers}
-
-
-def test_a_digest_goes_before_the_tag_everywhere(own_namespace: Namespace) -> None:
-    digest = f"sha256:{64 * 'a'}"
-    values = {"image": {"digest": digest, "tag": "other"}, "database": {"existingSecret": "db"}}
-    images = {spec["containers"][0]["image"] for spec in pod_specs(render(own_namespace, values)).values()}
-    assert images == {f"localhost/claudejobs-operator@{digest}"}
-    assert "/image/digest" in refused(own_namespace, {"image": {"digest": "sha256:short"}})
-
-
-def test_every_pod_is_confined(own_namespace: Namespace) -> None:
-    specs = pod_specs(render(own_namespace, {"database": {"existingSecret": "db"}}))
-    assert set(specs) == {f"release-claudejobs{part}" for part in ("", "-gateway", "-migrate")}
-    for spec in specs.values():
-        assert spec["securityContext"]["runAsNonRoot"]
-        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert not spec["enableServiceLinks"]
-        (only,) = spec["containers"]
-        confined = {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
-        assert only["securityContext"] == confined
-
-
-def test_the_schema_is_migrated_before_an_upgrade_and_the_first_install_waits_for_nothing(
-    own_namespace: Namespace,
-) -> None:
-    (job,) = of_kind(render(own_namespace, {"database": {"existingSecret": "db"}}), "Job")
-    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
-    pod = job["spec"]["template"]
-    assert pod["spec"]["automountServiceAccountToken"] is False
-    selectors = [d["spec"]["selector"]["matchLabels"].items() for d in of_kind(render(own_namespace), "Deployment")]
-    assert not any(selector <= pod["metadata"]["labels"].items() for selector in selectors)
-    assert of_kind(render(own_namespace), "Job") == []
-
-
-@pytest.mark.parametrize(
-    ("values", "names"),
-    [
-        ({}, {"release-claudejobs-gateway"}),
-        ({"database": {"existingSecret": "db"}}, {"release-claudejobs", "release-claudejobs-gateway"}),
-        ({"database": {"existingSecret": "db"}, "replicas": 1, "gateway": {"replicas": 1}}, set()),
-        ({"database": {"existingSecret": "db"}, "podDisruptionBudget": {"enabled": False}}, set()),
-    ],
-)
-def test_budgets_are_for_what_has_replicas(own_namespace: Namespace, values: dict[str, Any], names: set[str]) -> None:
-    budgets = of_kind(render(own_namespace, values), "PodDisruptionBudget")
-    assert {budget["metadata"]["name"] for budget in budgets} == names
-
-
-def test_jobs_cannot_reach_the_operator_and_scrapers_can(own_namespace: Namespace) -> None:
-    objects = render(own_namespace)
-    (policy,) = [p for p in of_kind(objects, "NetworkPolicy") if p["metadata"]["name"] == "release-claudejobs"]
-    selected = policy["spec"]["podSelector"]["matchLabels"].items()
-    assert selected <= operator_of(objects)["spec"]["template"]["metadata"]["labels"].items()
-    (rule,) = policy["spec"]["ingress"]
-    assert rule["ports"] == [{"protocol": "TCP", "port": 8080}]
-    no_job = {"matchExpressions": [{"key": "claudecode.dev/job", "operator": "DoesNotExist"}]}
-    assert rule["from"] == [{"namespaceSelector": {}, "podSelector": no_job}]
-    assert policy["spec"]["policyTypes"] == ["Ingress"]
 
 
 def test_job_pods_may_reach_dns_and_the_model_only(own_namespace: Namespace) -> None:
