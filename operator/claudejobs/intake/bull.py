@@ -105,6 +105,7 @@ class BullQueue:
         self._set_field = register(scripts.SET_FIELD)
         self._ask_to_cancel = register(scripts.ASK_TO_CANCEL)
         self._add_logs = register(scripts.ADD_LOGS)
+        self._worker.backend.scripts.commands["moveToFinished"] = register(scripts.FINISH)
 
     def key(self, name: str) -> str:
         """Key of a part of the queue, or of a job."""
@@ -229,7 +230,7 @@ class BullQueue:
         """Finish a job that is held with its return value.
 
         Raises:
-            NotHeld: it is not.
+            NotHeld: it is not, or it is another run of it by now.
         """
         await self._finish(loaded, "completed", "returnvalue", value, {})
 
@@ -254,11 +255,12 @@ class BullQueue:
             scripts.FIELD_UID: "",
             scripts.FIELD_CANCEL: "",
         }
-        made = self._worker.backend.scripts.moveToFinishedArgs(
+        keys, args = self._worker.backend.scripts.moveToFinishedArgs(
             job, value, name, remove, target, self.token, False, fields | marks
         )
+        run = [loaded.fields.get(name, "") for name in _IDENTITY_FIELDS]
         try:
-            await self._worker.backend.scripts.moveToFinished(identity.id, *made)
+            await self._worker.backend.scripts.moveToFinished(identity.id, keys, [*args, *run])
         except TypeError as error:
             raise NotHeld(str(error)) from error
 

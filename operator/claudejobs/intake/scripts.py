@@ -8,6 +8,8 @@ resource that was made for this run), ``ccj.cancel`` (which run a producer asked
 
 from __future__ import annotations
 
+from bullmq.redis_connection import SCRIPT_DEFINITIONS, loadScript
+
 FIELD_UID = "ccj.uid"
 FIELD_CANCEL = "ccj.cancel"
 FIELD_DELIVERIES = "ccj.deliveries"
@@ -94,3 +96,15 @@ for i = 2, #ARGV do redis.call('RPUSH', KEYS[2], ARGV[i]) end
 if ARGV[1] ~= '' then redis.call('LTRIM', KEYS[2], -tonumber(ARGV[1]), -1) end
 return redis.call('LLEN', KEYS[2])
 """
+
+FINISH = """
+-- Before BullMQ's own script: does nothing unless the job is in the very run that is to end, else as if the lock were
+-- another's. A retry by hand and a fetch may come between two tellings of an end, with the same lock.
+-- KEYS, ARGV: BullMQ's, and then timestamp, atm and ccj.deliveries of the run.
+do
+  local run = redis.call('HMGET', KEYS[12], 'timestamp', 'atm', 'ccj.deliveries')
+  for i = 1, 3 do
+    if (run[i] or '') ~= ARGV[#ARGV - 3 + i] then return -6 end
+  end
+end
+""" + loadScript(SCRIPT_DEFINITIONS["moveToFinished"])
