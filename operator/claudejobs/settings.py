@@ -150,8 +150,8 @@ class Settings(EnvironmentSettings):
     )
     allowed_priority_classes: CommaSeparated = Field(
         default_factory=list,
-        description="PriorityClasses that a job may choose, comma-separated; empty: none. Pods of a high one drive "
-        "others from their nodes, those of other namespaces too.",
+        description="PriorityClasses, and WorkloadPriorityClasses of Kueue, that a job may choose, comma-separated; "
+        "empty: none. Pods of a high one drive others from their nodes, those of other namespaces too.",
     )
     start_timeout: int = Field(
         600, ge=5, le=86400, description="Seconds that a pod may need to start (schedule, pull, mount)."

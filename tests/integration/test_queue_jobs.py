@@ -44,6 +44,18 @@ def test_a_job_that_is_retried_by_hand_runs_again(intake: Bench, options: dict[s
     assert second["finishes"] == (0 if options else 1)
 
 
+def test_jobs_get_the_labels_for_kueue_of_their_queue_and_no_others(intake: Bench) -> None:
+    queue = intake.queue(suspend=True)
+    kueue = {"kueue.x-k8s.io/queue-name": "agents", "kueue.x-k8s.io/priority-class": "urgent"}
+    labels = [f"{key}={value}" for key, value in {**kueue, "team": "a"}.items()]
+    intake.namespace.kubectl("label", "ccq", queue.resource, *labels)
+    queue.add("a", "hello")
+    queue.apply()
+    queue.wait_state("a", "completed")
+    (made,) = queue.resources()
+    assert made["metadata"]["labels"] == {"claudecode.dev/queue": queue.resource} | kueue
+
+
 def test_a_job_id_that_is_added_again(intake: Bench, server: RedisServer) -> None:
     queue = intake.queue()
     queue.add("a", "hold")

@@ -181,6 +181,10 @@ def suspension_spends_attempts(seen: Seen, settings: Settings) -> Decision:
     return replace(decision, status=decision.status.model_copy(update={"phase": JobPhase.PENDING}))
 
 
+def gives_up_pods_that_are_held_back(seen: Seen, settings: Settings) -> Decision:
+    return decide(replace(seen, pods=[replace(pod, held=False) for pod in seen.pods]), settings)
+
+
 class _Impure:
     """Decides otherwise each time it is asked."""
 
@@ -199,6 +203,7 @@ RETRY: Focus = {**PLAIN, "attempts": None, "delay": 10, "end": KILLED}
 RERUN: Focus = {**PLAIN, "attempts": 1, "delay": 0, "end": KILLED, "bold": True}
 DEPENDENT: Focus = {**RETRY, "depends_on": ["first"]}
 TIMED: Focus = {**PLAIN, "deadline": 20}
+GATED: Focus = {**PLAIN, "gating": True}
 
 BUGS: list[tuple[Decide, str, Focus]] = [
     (takes_an_unseen_pod_for_gone, "was taken for lost", PLAIN),
@@ -224,6 +229,7 @@ BUGS: list[tuple[Decide, str, Focus]] = [
     (reruns_for_ever, "changed after the job's end", RERUN),
     (reruns_with_spent_attempts, "does not count anew", RERUN),
     (reruns_what_was_cancelled, "that has Cancelled runs again", PLAIN | {"bold": True}),
+    (gives_up_pods_that_are_held_back, "while Kueue held its pod back", GATED),
     (forgets_a_rerun_that_is_early, "rerun changed before the job's end", RERUN),
 ]
 

@@ -80,6 +80,7 @@ class JobMachine(RuleBasedStateMachine):
         depends_on=st.sampled_from([[], [], ["first"], ["first", "second"]]),
         neighbours=st.sampled_from(["absent", "Completed", "Failed", "in a circle"]),
         hindrance=st.sampled_from([None, None, None, *HINDRANCES]),
+        gating=st.sampled_from([False, False, True]),
     )
     def apply_job(self, **drawn: Any) -> None:
         drawn |= self.focus
@@ -96,6 +97,7 @@ class JobMachine(RuleBasedStateMachine):
             spec["dependsOn"] = drawn["depends_on"]
         self.world = World(SETTINGS, spec, self.decide)
         self.world.hindrance = drawn["hindrance"]
+        self.world.gating = drawn["gating"]
         self.world.calm_end = self.focus.get("end", COMPLETED)
         phase, circle = drawn["neighbours"], drawn["neighbours"] == "in a circle"
         for name in drawn["depends_on"] if phase != "absent" else []:
@@ -190,6 +192,16 @@ class JobMachine(RuleBasedStateMachine):
     @rule(oldest=WHICH)
     def preempt_pod(self, oldest: bool) -> None:
         self.world.preempt(self._pod(oldest))
+
+    @precondition(lambda self: self.world.gating and self.world.api.pods)
+    @rule(oldest=WHICH)
+    def kueue_admits(self, oldest: bool) -> None:
+        self.world.admit(self._pod(oldest))
+
+    @precondition(lambda self: self.world.gating and self.world.api.pods)
+    @rule(oldest=WHICH)
+    def kueue_takes_back(self, oldest: bool) -> None:
+        self.world.take_back(self._pod(oldest))
 
     @precondition(lambda self: self.world.api.pods)
     @rule(oldest=WHICH, hung=st.booleans())

@@ -85,9 +85,13 @@ POLICIES: dict[Category, CategoryPolicy] = {
         True, True, 5, 32, "the agent showed no sign of life for spec.stallTimeoutSeconds"
     ),
     Category.OOM: CategoryPolicy(True, True, 5, None, "the pod used more memory than its limit"),
-    Category.EVICTED: CategoryPolicy(True, False, 5, None, "the kubelet evicted the pod"),
+    Category.EVICTED: CategoryPolicy(
+        True, False, 5, None, "the pod was evicted, by its node's kubelet, through the API or by Kueue"
+    ),
     Category.NODE_LOST: CategoryPolicy(True, False, 5, None, "the pod's node went away"),
-    Category.PREEMPTED: CategoryPolicy(True, False, 5, None, "a pod of higher priority took its place"),
+    Category.PREEMPTED: CategoryPolicy(
+        True, False, 5, None, "a pod of higher priority took its place, on the node or in Kueue's quota"
+    ),
     Category.POD_LOST: CategoryPolicy(True, False, 2, None, "the pod was deleted by someone else before it ended"),
     Category.UNSCHEDULABLE: CategoryPolicy(False, True, 0, None, "no node could take the pod within the start timeout"),
     Category.CREDENTIALS: CategoryPolicy(

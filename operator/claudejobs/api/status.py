@@ -111,6 +111,9 @@ class AttemptStatus(StatusModel):
     attempt: int = Field(ge=1, description="Number, from 1.")
     pod_name: str = Field(description="Its pod.")
     start_time: AwareDatetime = Field(description="When the pod was made.")
+    admitted_time: AwareDatetime | None = Field(
+        None, description="When Kueue let its pod be scheduled, where it had held it back."
+    )
     end_time: AwareDatetime | None = Field(None, description="When it ended; empty while it runs.")
     outcome: Literal["completed", "failed", "cancelled", "suspended"] | None = Field(None, description="How it ended.")
     category: Category | None = Field(None, description="Why it ended, unless it completed.")
@@ -156,7 +159,9 @@ class JobStatus(StatusModel):
     )
     result: ResultStatus | None = Field(None, description="What the agent answered.")
     cost_usd: float = Field(0.0, alias="costUSD", description="What the job cost so far, US dollars, all attempts.")
-    start_time: AwareDatetime | None = Field(None, description="When the first attempt started.")
+    start_time: AwareDatetime | None = Field(
+        None, description="When the first attempt started; empty while Kueue holds it back."
+    )
     completion_time: AwareDatetime | None = Field(None, description="When the job reached a terminal phase.")
 
     @property

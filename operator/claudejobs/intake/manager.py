@@ -19,6 +19,7 @@ from claudejobs.api.queue import QUEUE_KIND, SOURCE_LABEL, QueueSpec, QueueStatu
 from claudejobs.kube.client import JSON_PATCH, ApiError, KubeClient, queues_path
 from claudejobs.kube.controller import Controller
 from claudejobs.kube.notices import post_event
+from claudejobs.reconcile import kueue
 from claudejobs.reconcile.views import JobView, Key, LiveReport, is_newer
 from claudejobs.settings import Settings
 
@@ -212,6 +213,7 @@ class Intake:
             generation=meta.get("generation", 1),
             created=meta["creationTimestamp"],
             spec=spec,
+            labels=kueue.labels_of(meta.get("labels") or {}),
         )
 
     async def _try_to_look_at(self, key: Key) -> None:

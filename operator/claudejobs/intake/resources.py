@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from claudejobs.api.queue import QueueSpec
@@ -21,7 +21,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class QueueView:
-    """A ClaudeCodeQueue as last seen."""
+    """A ClaudeCodeQueue as last seen. ``labels`` are those that its jobs get."""
 
     namespace: str
     name: str
@@ -29,6 +29,7 @@ class QueueView:
     generation: int
     created: str
     spec: QueueSpec
+    labels: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -75,6 +76,7 @@ class Resources:
             ApiError: it cannot be made now.
         """
         mapped = map_job(loaded.identity, loaded.data, loaded.opts, view.spec, view.name, view.target)
+        mapped.manifest["metadata"]["labels"].update(view.labels)
         try:
             made = await self._client.request("POST", jobs_path(view.target), mapped.manifest)
         except ApiError as error:

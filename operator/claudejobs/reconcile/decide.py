@@ -16,7 +16,7 @@ from claudejobs.api.categories import Category
 from claudejobs.api.status import MAX_ATTEMPTS, AttemptStatus, JobStatus, Phase
 from claudejobs.settings import Settings
 
-from . import report
+from . import kueue, report
 from .claim import own_claim
 from .endings import Ending, ending_of, lost
 from .pod import ignored_fields
@@ -109,15 +109,26 @@ def decide(seen: Seen, settings: Settings) -> Decision:
     if pod is None:
         decision = _ended(seen, status, lost(seen.live, attempt.pod_name), settings)
         return replace(decision, confirm_gone=attempt.pod_name)
+    return _with_pod(seen, status, pod, settings)
+
+
+def _with_pod(seen: Seen, status: JobStatus, pod: PodView, settings: Settings) -> Decision:
+    """The open attempt has its pod."""
+    job = seen.job
+    if status.phase is Phase.PENDING and not pod.held:
+        status = report.let_go(status, pod, job, seen.now)
     if pod.terminated:
         return _terminated(seen, status, pod, settings)
+    if pod.held:
+        return _held_back(seen, status, pod)
     left = _time_left(seen, status)
     if job.spec.cancel or job.spec.suspend or left <= 0:
         return _stop(seen, status, pod)
     if pod.deleting_since is not None and status.reason == STOPPING:
         return Decision(status=status)  # resumed while it was being suspended
     if pod.deleting_since is not None:
-        text = f"pod {pod.name} is being deleted by someone else"
+        who = f"Kueue ({pod.kueue_stop})" if pod.kueue_stop else "someone else"
+        text = f"pod {pod.name} is being deleted by {who}"
         return Decision(status=report.with_message(status, "PodDeleting", text))
     if pod.running:
         running = report.running(status, pod, seen.live, job, seen.now)
@@ -188,19 +199,34 @@ def _between_attempts(seen: Seen, status: JobStatus, settings: Settings) -> Deci
     number = status.attempt + 1
     previous = status.attempts[-1] if status.attempts else None
     unseen = previous.pod_name if previous and all(p.attempt != previous.attempt for p in seen.pods) else None
-    status = report.fields_ignored(status, ignored_fields(job.spec, settings), job, now)
+    refused = kueue.refused(job.kueue_labels, settings.allowed_priority_classes)
+    ignored = [*ignored_fields(job.spec, settings), *(f"metadata.labels[{label}]" for label in refused)]
+    status = report.fields_ignored(status, ignored, job, now)
     status = report.attempt_started(status, number, job, now)
     claim = own_claim(job.spec, job.name, job.uid)
     return Decision(create=number, claim=claim, status=status, confirm_gone=unseen, after=float(settings.start_timeout))
 
 
-def _starting(seen: Seen, status: JobStatus, pod: PodView, settings: Settings) -> Decision:
-    """The pod is there and its runner is not: say why, and give up when it takes too long."""
-    hindrance = hindrance_of(pod)
+def _held_back(seen: Seen, status: JobStatus, pod: PodView) -> Decision:
+    """The pod is there, and Kueue says when it may be scheduled. That may take days."""
+    held = report.held_back(status, pod, seen.job, seen.now)
+    left = _time_left(seen, held)
+    if seen.job.spec.cancel or seen.job.spec.suspend or left <= 0:
+        return _stop(seen, held, pod)
     young = (pod.created + timedelta(seconds=HINDRANCE_PATIENCE) - seen.now).total_seconds()
     if young > 0:
         return Decision(status=status, after=young)
-    left = (pod.created + timedelta(seconds=settings.start_timeout) - seen.now).total_seconds()
+    return Decision(status=held, after=left if left < inf else None)
+
+
+def _starting(seen: Seen, status: JobStatus, pod: PodView, settings: Settings) -> Decision:
+    """The pod is there and its runner is not: say why, and give up when it takes too long."""
+    hindrance = hindrance_of(pod)
+    begun = status.attempts[-1].admitted_time or pod.created
+    young = (begun + timedelta(seconds=HINDRANCE_PATIENCE) - seen.now).total_seconds()
+    if young > 0:
+        return Decision(status=status, after=young)
+    left = (begun + timedelta(seconds=settings.start_timeout) - seen.now).total_seconds()
     if left > 0:
         return Decision(status=report.starting(status, hindrance, seen.job, seen.now), after=left)
     waited = f" (waited {settings.start_timeout} s, the operator's START_TIMEOUT)"

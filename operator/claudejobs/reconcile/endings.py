@@ -70,6 +70,10 @@ def _whole(result: RunnerResult | None, live: LiveReport | None) -> RunnerResult
 
 
 def _disruption(pod: PodView) -> tuple[Category, str] | None:
+    if pod.kueue_stop:
+        # Whatever made it do so, Kueue lets the next attempt in when there is quota for it.
+        category = Category.PREEMPTED if "Preempted" in pod.kueue_stop else Category.EVICTED
+        return category, f"Kueue took the pod's place back: {pod.kueue_stop}"
     if pod.disruption == "PreemptionByScheduler":
         return Category.PREEMPTED, "a pod of higher priority needed the node"
     if pod.disruption in ("DeletionByTaintManager", "DeletionByPodGC") or pod.reason in ("NodeLost", "NodeShutdown"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
@@ -12,7 +13,7 @@ from claudejobs.api.job import JobSpec, McpServer
 from claudejobs.api.podtemplate import PodTemplate, Resources
 from claudejobs.settings import Settings
 
-from . import checkout, credentials
+from . import checkout, credentials, kueue
 from .claim import workspace_claim
 from .views import ATTEMPT_LABEL, CONTAINER, JOB_LABEL, JOB_UID_LABEL, MANAGED_BY_LABEL, MANAGER
 
@@ -78,6 +79,7 @@ def build_pod(
     timeout = spec.timeout_seconds or settings.job_timeout
     deadline = timeout + settings.start_timeout + spec.termination_grace_period_seconds + DEADLINE_MARGIN
     labels = {k: v for k, v in template.labels.items() if _allowed(k, settings)}
+    labels |= _kueue_labels(meta.get("labels") or {}, settings)
     annotations = {k: v for k, v in template.annotations.items() if _allowed(k, settings)}
     volumes = _volumes(spec, workspace_claim(spec, meta["name"], meta["uid"]))
     container = _container(spec, volumes, settings)
@@ -235,6 +237,12 @@ def _priority_class(template: PodTemplate, settings: Settings) -> str | None:
     """The author's PriorityClass, if it is one that jobs may have."""
     name = template.priority_class_name
     return name if name in settings.allowed_priority_classes else None
+
+
+def _kueue_labels(labels: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """The job's own labels that its pods get. No others: NetworkPolicies and Services select pods by labels."""
+    refused = kueue.refused(labels, settings.allowed_priority_classes)
+    return {key: value for key, value in kueue.labels_of(labels).items() if key not in refused}
 
 
 def _input(

@@ -83,6 +83,26 @@ def starting(status: JobStatus, hindrance: Hindrance | None, job: JobView, now: 
     return _with_condition(status, ConditionType.STARTED, "False", reason, message, job, now)
 
 
+def held_back(status: JobStatus, pod: PodView, job: JobView, now: datetime) -> JobStatus:
+    """The pod is there, and Kueue does not let it be scheduled yet: the job waits as it does without a pod, and its
+    time as a whole does not begin with this attempt."""
+    where = f"in Kueue's LocalQueue {pod.queue}" if pod.queue else "for Kueue"
+    reason, text = "WaitingForKueue", f"waits {where}; kubectl describe workloads -n {pod.namespace} says for what"
+    begun = None if status.start_time == status.attempts[-1].start_time else status.start_time
+    update = {"phase": Phase.PENDING, "reason": reason, "message": text, "start_time": begun}
+    status = status.model_copy(update=update)
+    return _with_condition(status, ConditionType.STARTED, "False", reason, text, job, now)
+
+
+def let_go(status: JobStatus, pod: PodView, job: JobView, now: datetime) -> JobStatus:
+    """The pod, of which was said that Kueue holds it back, may be scheduled."""
+    at, text = _seconds(min(pod.started or now, now)), f"pod {pod.name} is starting"
+    attempt = status.attempts[-1].model_copy(update={"admitted_time": at})
+    update = {"phase": Phase.STARTING, "reason": "Starting", "message": text, "start_time": status.start_time or at}
+    status = status.model_copy(update={**update, "attempts": [*status.attempts[:-1], attempt]})
+    return _with_condition(status, ConditionType.STARTED, "False", "Starting", text, job, now)
+
+
 def running(status: JobStatus, pod: PodView, live: LiveReport | None, job: JobView, now: datetime) -> JobStatus:
     """The runner runs."""
     attempt = status.attempts[-1].model_copy(update={"node_name": pod.node})

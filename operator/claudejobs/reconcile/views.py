@@ -6,7 +6,8 @@ prompt may have 128 KiB, and is read anew when a pod is built.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +31,8 @@ from claudejobs.api.events import (
 from claudejobs.api.job import JobSpec
 from claudejobs.api.queue_job import QUEUE_JOB_ANNOTATION, QUEUE_JOB_LOST_ANNOTATION, QueueJob
 from claudejobs.api.status import JobStatus
+
+from . import kueue
 
 JOB_LABEL = f"{GROUP}/job"
 JOB_UID_LABEL = f"{GROUP}/job-uid"
@@ -66,6 +69,7 @@ class JobView:
             such specs out, unless the schema in the cluster is older than the operator.
         queue_job: the run of a queue's job that it was made for.
         queue_job_lost: Redis lost that queue job's data.
+        kueue_labels: its labels that are for Kueue.
     """
 
     namespace: str
@@ -80,6 +84,7 @@ class JobView:
     invalid: str | None = None
     queue_job: QueueJob | None = None
     queue_job_lost: bool = False
+    kueue_labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -119,6 +124,7 @@ class JobView:
             invalid=invalid,
             queue_job=_queue_job(annotations.get(QUEUE_JOB_ANNOTATION), meta["name"]),
             queue_job_lost=QUEUE_JOB_LOST_ANNOTATION in annotations,
+            kueue_labels=kueue.labels_of(meta.get("labels") or {}),
         )
 
 
@@ -127,7 +133,10 @@ class PodView:
     """A pod as last seen.
 
     Attributes:
-        terminated: the runner's container has ended; nothing of the attempt runs any more.
+        terminated: the runner's container has ended, or will never start: nothing of the attempt runs any more.
+        held: Kueue keeps the pod from being scheduled.
+        queue: the LocalQueue of Kueue in which it waits, or waited; empty when there is none.
+        kueue_stop: Kueue's words, when it takes the pod's place back.
         reason: the pod's own reason, such as Evicted or DeadlineExceeded.
         preparing: the checkout runs, and the runner has not begun.
         container_reason: why the container waits or ended, such as ImagePullBackOff or OOMKilled.
@@ -149,6 +158,9 @@ class PodView:
     terminated: bool = False
     running: bool = False
     preparing: bool = False
+    held: bool = False
+    queue: str = ""
+    kueue_stop: str | None = None
     deleting_since: datetime | None = None
     node: str | None = None
     started: datetime | None = None
@@ -173,7 +185,8 @@ class PodView:
             ),
             None,
         )
-        attempt = meta.get("labels", {}).get(ATTEMPT_LABEL, "")
+        labels = meta.get("labels", {})
+        attempt = labels.get(ATTEMPT_LABEL, "")
         if owner is None or not attempt.isdecimal():
             return None
         state = _state(status.get("containerStatuses"), CONTAINER)
@@ -201,9 +214,12 @@ class PodView:
             phase=phase,
             # The kubelet reports a completed pod a second after its container, which restartPolicy Never makes final.
             # Any other ending waits for the pod, which then says what the cluster did to it.
-            terminated=phase in ("Succeeded", "Failed") or completed,
+            terminated=phase in ("Succeeded", "Failed") or completed or kueue.keeps_dead(obj),
             running="running" in state and phase == "Running",
             preparing="running" in checkout,
+            held=kueue.holds(obj),
+            queue=labels.get(kueue.QUEUE_LABEL, ""),
+            kueue_stop=kueue.stop_reason(conditions),
             deleting_since=parse_time(meta.get("deletionTimestamp")),
             node=obj.get("spec", {}).get("nodeName"),
             started=started,

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, cast
 from claudejobs.api.base import KIND
 from claudejobs.api.events import RunnerResult, parse_result
 from claudejobs.api.process_state import ProcessState, process_id
-from claudejobs.api.status import JobStatus, Phase
+from claudejobs.api.status import AttemptStatus, JobStatus, Phase
 from claudejobs.kube.apply import Applier, Stale
 from claudejobs.kube.cache import Cache
 from claudejobs.kube.client import ApiError, KubeClient
@@ -33,6 +33,7 @@ from .objects import NOW, Json, job_object, stamp
 T = TypeVar("T")
 Decide = Callable[[Seen, Settings], Decision]
 KEY = ("team", "job")
+GATE = "kueue.x-k8s.io/admission"
 
 
 class Crash(BaseException):
@@ -144,6 +145,9 @@ class ApiServer:
         uid = f"pod-{len(self._world.processes)}"
         body["metadata"] |= {"uid": uid, "creationTimestamp": stamp(self._world.now)}
         body["status"] = {"phase": "Pending"}
+        if self._world.gating:
+            body["spec"]["schedulingGates"] = [{"name": GATE}]
+            body["metadata"]["finalizers"] = ["kueue.x-k8s.io/managed"]
         self.pods[name] = body
         self.created.append(number)
         self._world.processes[uid] = Process(number, name)
@@ -185,8 +189,11 @@ class ApiServer:
 
     def delete_pod(self, pod: Json, grace: int | None = None) -> None:
         """Delete a pod: at once when nothing of it can run, by the kubelet's hand otherwise."""
-        done = pod["status"]["phase"] in ("Succeeded", "Failed") or "nodeName" not in pod["spec"]
-        if done or grace == 0:
+        stillborn = "nodeName" not in pod["spec"]
+        done = pod["status"]["phase"] in ("Succeeded", "Failed") or stillborn
+        if "finalizers" in pod["metadata"] and stillborn:
+            self._world.process(pod).state = "ended"
+        elif done or grace == 0:
             self.remove_pod(pod)
             return
         grace = pod["spec"]["terminationGracePeriodSeconds"] if grace is None else grace
@@ -242,10 +249,8 @@ class ApiServer:
             assert closed.outcome, f"attempt {closed.attempt} is open, and not the last"
         before = {one["attempt"]: one for one in old.get("attempts", [])}
         for one in status.attempts:
-            if one.category == "pod_lost" and "outcome" not in before.get(one.attempt, {}):
-                pod = self.pods.get(one.pod_name)
-                alive = pod and self._world.process(pod).state != "ended"
-                assert not alive, f"attempt {one.attempt} was taken for lost while its pod may still run"
+            if "outcome" not in before.get(one.attempt, {}):
+                self._check_end(one)
             assert (one.end_time is None) == (one.outcome is None), f"attempt {one.attempt} is half closed"
         if status.phase in (Phase.STARTING, Phase.RUNNING):
             assert status.open_attempt, f"phase {status.phase} without an open attempt"
@@ -266,6 +271,16 @@ class ApiServer:
         else:
             for name in ("rerun", "attemptsForgiven"):
                 assert old.get(name, 0) == new.get(name, 0), f"{name} changed before the job's end"
+
+    def _check_end(self, attempt: AttemptStatus) -> None:
+        """An attempt that is closed now."""
+        pod = self.pods.get(attempt.pod_name)
+        if attempt.category == "pod_lost":
+            alive = pod and self._world.process(pod).state != "ended"
+            assert not alive, f"attempt {attempt.attempt} was taken for lost while its pod may still run"
+        if attempt.category == "unschedulable":
+            gated = pod and "schedulingGates" in pod["spec"]
+            assert not gated, f"attempt {attempt.attempt} was given up while Kueue held its pod back"
 
     def _check_rerun(self, old: JobStatus, new: JobStatus) -> None:
         assert self.job is not None
@@ -386,6 +401,7 @@ class World:
     Attributes:
         admitted: whether there is a slot for the job.
         hindrance: what keeps every container from starting: reason and message.
+        gating: Kueue holds new pods back.
         calm_end: how containers end once nothing bad happens any more.
         endless: the agent works until it is told to stop.
         completed: names of the jobs beside it that have ever completed.
@@ -398,6 +414,7 @@ class World:
         self.now = NOW
         self.admitted = True
         self.hindrance: tuple[str, str] | None = None
+        self.gating = False
         self.calm_end = COMPLETED
         self.endless = False
         self.completed: set[str] = set()
@@ -457,6 +474,8 @@ class World:
         process = self.process(pod)
         if process.hung or pod["status"]["phase"] != "Pending" or "deletionTimestamp" in pod["metadata"]:
             return
+        if "schedulingGates" in pod["spec"]:
+            return
         if "nodeName" not in pod["spec"]:
             pod["spec"]["nodeName"] = "node-a"
             pod["status"] = {"phase": "Pending"}
@@ -468,7 +487,7 @@ class World:
 
     def hinder(self, pod: Json, reason: str, message: str) -> None:
         """Something keeps a pod from starting."""
-        if pod["status"]["phase"] != "Pending":
+        if pod["status"]["phase"] != "Pending" or "schedulingGates" in pod["spec"]:
             return
         if "nodeName" in pod["spec"]:
             state = {"waiting": {"reason": reason, "message": message}}
@@ -506,7 +525,8 @@ class World:
         if process.hung:
             return
         deleted, phase = "deletionTimestamp" in pod["metadata"], pod["status"]["phase"]
-        if phase in ("Succeeded", "Failed") or (deleted and process.state == "waiting"):
+        stillborn = deleted and "nodeName" not in pod["spec"]
+        if phase in ("Succeeded", "Failed") or stillborn or (deleted and process.state == "waiting"):
             if deleted:
                 self.api.remove_pod(pod)
         elif process.state == "ended":
@@ -529,6 +549,19 @@ class World:
             condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
             pod["status"]["conditions"] = [condition]
             self.api.delete_pod(pod)
+
+    def admit(self, pod: Json) -> None:
+        """Kueue lets a pod be scheduled."""
+        if "deletionTimestamp" not in pod["metadata"] and pod["spec"].pop("schedulingGates", None):
+            self.api.changed(pod)
+
+    def take_back(self, pod: Json) -> None:
+        """Kueue needs the place of a pod that it has admitted for another one."""
+        if "schedulingGates" in pod["spec"] or pod["status"]["phase"] in ("Succeeded", "Failed"):
+            return
+        condition = {"type": "TerminationTarget", "status": "True", "reason": "WorkloadEvictedDueToPreempted"}
+        pod["status"]["conditions"] = [condition]
+        self.api.delete_pod(pod)
 
     # Users.
 
@@ -605,7 +638,9 @@ class World:
         """
         deleted, process = "deletionTimestamp" in pod["metadata"], self.process(pod)
         if pod["status"]["phase"] == "Pending" and not deleted:
-            if self.hindrance and "nodeName" in pod["spec"]:
+            if "schedulingGates" in pod["spec"]:
+                self.admit(pod)
+            elif self.hindrance and "nodeName" in pod["spec"]:
                 self.hinder(pod, *self.hindrance)
             else:
                 self.start(pod)
