@@ -61,6 +61,7 @@ class Controller:
             Limits(settings.max_concurrent_jobs, settings.max_jobs_per_namespace, settings.max_jobs_per_user)
         )
         self._logs = LogFollowers(client, store, self._queue.add, self._said)
+        self._starting: set[Key] = set()  # their pods are being made, and no view has them yet
         self.listener: JobListener | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._resync_task: asyncio.Task[None] | None = None
@@ -254,9 +255,11 @@ class Controller:
             return
         if decision.create is not None:
             self._admission.hold(_claim(job))  # before the first await, so that no other worker takes the slot
+            self._starting.add(key)
         try:
             after = await self._applier.apply(job, decision)
         finally:
+            self._starting.discard(key)
             self._mirror(key, live)
         if after is not None:
             self._queue.add_after(key, after)
@@ -295,7 +298,7 @@ class Controller:
         status, key = job.status, job.key
         live_pod = any(not pod.terminated for pod in self._cache.pods_of(job))
         resting = job.spec.suspend or job.spec.cancel or job.deleting or job.invalid is not None
-        if live_pod or (status.open_attempt and not status.phase.terminal):
+        if live_pod or key in self._starting or (status.open_attempt and not status.phase.terminal):
             self._admission.hold(_claim(job))
             return
         backing_off = status.next_attempt_time is not None and status.next_attempt_time > datetime.now(UTC)
