@@ -104,6 +104,29 @@ async def test_what_the_old_one_holds_is_waited_for_when_the_new_one_is_of_anoth
     assert (accepted.status, accepted.reason) == ("False", "Draining")
 
 
+async def test_what_was_fetched_since_the_last_sweep_is_waited_for(intake: Intake) -> None:
+    intake.on_queue("ADDED", resource("old", 1))
+    await until(lambda: drained_by(intake) == "old")
+    consumer = intake._queues[KEY].consumer
+    assert consumer is not None
+    consumer._swept, consumer._turn.fetching = True, True
+    intake.on_queue("DELETED", resource("old", 2))
+
+    async def look() -> str | None:
+        intake._look_now.set()
+        await until(lambda: consumer.draining and not intake._look_now.is_set())
+        await asyncio.sleep(0)
+        return drained_by(intake)
+
+    assert await look() == "old"
+    consumer._turn.fetching = False
+    consumer._begun.add(QueueJob("bull:tasks", "a", 1))
+    assert await look() == "old"
+    consumer._begun.clear()
+    intake._look_now.set()
+    await until(lambda: drained_by(intake) is None)
+
+
 def accepted(intake: Intake, name: str) -> tuple[str, str] | None:
     """The condition that a queue should have."""
     reading = intake.readings().get((KEY[0], name))

@@ -147,8 +147,8 @@ class Consumer:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is held any more."""
-        return self._swept and not self.held and not self._flying
+        """Whether nothing is held any more, nor was fetched since the last sweep, nor may be by what is under way."""
+        return self._swept and not (self.held or self._begun or self._flying or self._turn.fetching)
 
     # The loops.
 
