@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,10 +146,17 @@ class Queue:
 
 @contextmanager
 def bench(
-    cluster: Cluster, server: RedisServer | SentinelSet, folder: Path, url: str | None = None, **settings: object
+    cluster: Cluster,
+    server: RedisServer | SentinelSet,
+    folder: Path,
+    url: str | None = None,
+    more_namespaces: Sequence[str] = (),
+    **settings: object,
 ) -> Iterator[Bench]:
-    """Run an operator for a namespace of its own; at the end it must stop cleanly and tell of no defect."""
+    """Run an operator for a namespace of its own and those that are named; at the end it must stop cleanly and tell of
+    no defect."""
     for namespace in make_namespace(cluster):
+        settings = {"watch_namespaces": ",".join((namespace.name, *more_namespaces))} | settings
         operator = OperatorProcess(
             namespace,
             folder / "operator.log",

@@ -84,6 +84,8 @@ def running_jobs(queue: Queue, master: RedisServer) -> Iterator[Callable[[], Non
     queue.bench.pods.release(stays)
     queue.wait_state("stays", "completed")
     queue.check_once("ends", "stays", "after")
+    # The locks were taken again: nobody gave the jobs back to the queue, from which they would be fetched again.
+    assert [(queue.job(job_id) or {})["attemptsStarted"] for job_id in ("ends", "stays")] == [1, 1]
 
 
 def _read_only(server: RedisServer, on: bool) -> None:
