@@ -135,7 +135,8 @@ def targets(
     machine = own_namespace.cluster.gateway
     assert machine
     nodes = json.loads(own_namespace.kubectl("get", "nodes", "-o", "json"))["items"]
-    node = next(a["address"] for a in nodes[0]["status"]["addresses"] if a["type"] == "InternalIP")
+    addresses = [a for node in nodes for a in node["status"].get("addresses", [])]  # a fake node may have none
+    node = next(a["address"] for a in addresses if a["type"] == "InternalIP")
     operator, redis, postgresql = serve(outside, machine, [0, 0, 0])
     victim = unique("victim")
     namespace.apply(pod(victim, runner_image, SERVE, "0.0.0.0", "8080"))
