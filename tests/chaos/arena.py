@@ -81,9 +81,10 @@ class Arena:
 
     def __init__(self, api: Api, server: ForkServer, node: str, folder: Path, empty_database: Path) -> None:
         self.namespace = unique("chaos")
-        self._api, self._server, self._node, self._folder = api, server, node, folder
+        self.api = self._api = api
+        self._server, self._node, self._folder = server, node, folder
         self._empty_database = empty_database
-        self._proxy = FaultProxy(api, self.namespace, self._crash)
+        self._proxy = FaultProxy(api, self.namespace, self.crash)
         self._count = itertools.count(1)
         self._operator: Operator | None = None
 
@@ -189,7 +190,18 @@ class Arena:
             await self._operator.ended.wait()
             self._proxy.disconnect()
 
-    async def _crash(self) -> None:
+    @property
+    def writes(self) -> list[str]:
+        """The operator's writes since it was started first."""
+        return self._proxy.writes
+
+    @property
+    def hit(self) -> bool:
+        """Whether the fault has struck."""
+        return self._proxy.hit
+
+    async def crash(self) -> None:
+        """Kill the operator."""
         assert self._operator is not None
         await self._operator.kill()
 

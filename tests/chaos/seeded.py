@@ -13,12 +13,17 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from claudejobs import main as composition
 from claudejobs.api.categories import POLICIES
+from claudejobs.api.queue_job import QueueJob
+from claudejobs.intake import handling
+from claudejobs.intake.handling import Handler
+from claudejobs.intake.plan import Step
 from claudejobs.kube.apply import Applier, Stale
 from claudejobs.kube.cache import Cache
 from claudejobs.kube.client import ApiError, KubeClient
@@ -138,6 +143,42 @@ BUGS: dict[str, Callable[[], None]] = {
 }
 
 
+def random_resource_names() -> None:
+    """Two operators call the resource of one queue job differently."""
+
+    def name(self: QueueJob) -> str:
+        return f"job-{self.id.replace(':', '-')}-{self.deliveries}-{os.getpid()}"
+
+    _swap(QueueJob, "resource_name", property(name))
+
+
+def chain_only_when_fetched() -> None:
+    """A job scheduler's next job is made when one was fetched, and never made up for."""
+    do = Handler.do
+
+    async def forgetful(self: Handler, step: Step, identity: Any, job: Any, loaded: Any = None) -> None:
+        if step is not Step.SCHEDULE_NEXT or loaded is not None:
+            await do(self, step, identity, job, loaded)
+
+    _swap(Handler, "do", forgetful)
+
+
+def random_letters() -> None:
+    """A dead letter is another one each time that it is put down."""
+    bury = handling.bury
+
+    async def again(bull: Any, dead: Any, *args: Any) -> None:
+        other = replace(dead.identity, timestamp=time.time_ns())
+        await bury(bull, replace(dead, active=replace(dead.active, identity=other)), *args)
+
+    _swap(handling, "bury", again)
+
+
+QUEUE_BUGS: dict[str, Callable[[], None]] = {
+    bug.__name__: bug for bug in (random_resource_names, chain_only_when_fetched, random_letters)
+}
+
+
 def _die_with_parent() -> None:
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -157,7 +198,7 @@ def _run_operator(order: dict[str, Any]) -> int:
     os.chdir(order["folder"])
     faulthandler.register(signal.SIGUSR1)  # what a stuck operator does is then in its log
     if order["bug"]:
-        BUGS[order["bug"]]()
+        (BUGS | QUEUE_BUGS)[order["bug"]]()
     # The least time between attempts is there for model APIs, and would make up most of a run.
     for category, policy in POLICIES.items():
         POLICIES[category] = replace(policy, backoff_seconds=min(policy.backoff_seconds, 1))
