@@ -29,7 +29,7 @@ test: $(READY) ## Run the unit, integration and end-to-end tests
 test-unit: $(READY) ## Run the tests that need no cluster and no server
 	$(PY) -m pytest tests/unit
 
-chaos: $(READY) ## Put faults at the operator's writes and events, generate jobs, and autoscale nodes (minutes; CHAOS=full for all)
+chaos: $(READY) ## Put faults at the operator's writes and events, generate jobs, autoscale nodes, and queue in Kueue (minutes; CHAOS=full for all)
 	$(PY) -m pytest tests/chaos
 
 cluster: $(READY) ## Make the cluster, or reuse it, and print its KUBECONFIG

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from localcluster.autoscaler import Autoscaler, karpenter
 from localcluster.fakenodes import FakeNodes, kwok
+from localcluster.queueing import Kueue, kueue
 from localcluster.settings import REPOSITORY, LocalClusterError, Settings, from_environment
 from localcluster.targets import Cluster, Target, select
 
@@ -16,6 +17,7 @@ __all__ = [
     "Autoscaler",
     "Cluster",
     "FakeNodes",
+    "Kueue",
     "LocalClusterError",
     "Settings",
     "Target",
@@ -27,6 +29,7 @@ __all__ = [
     "from_environment",
     "helm_unittest",
     "karpenter",
+    "kueue",
     "kwok",
     "select",
 ]

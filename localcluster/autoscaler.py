@@ -21,8 +21,9 @@ import yaml
 
 from localcluster import binaries
 from localcluster.fakenodes import Stage, kwok
+from localcluster.guests import remove
 from localcluster.settings import from_environment
-from localcluster.shell import assert_running, locked, run, running, succeeds, wait_until
+from localcluster.shell import assert_running, locked, run, running, wait_until
 from localcluster.targets import Cluster
 
 POOL_LABEL = "karpenter.sh/nodepool"
@@ -74,7 +75,7 @@ def karpenter(cluster: Cluster, node_pool: Mapping[str, Any], stages: Sequence[S
         kwok(cluster, stages, nodes=0, manage=POOL_LABEL),
         tempfile.TemporaryDirectory(prefix=f"{pool}-") as folder,
     ):
-        _remove(kubectl, definitions)  # what a cut run left
+        remove(kubectl, definitions, _FINALIZED, ["nodes", "-l", POOL_LABEL])  # what a cut run left
         try:
             run([*kubectl, "apply", "--server-side", "-f", "-"], stdin=definitions)
             run([*kubectl, "wait", "--for=condition=Established", "--timeout=60s", "-f", "-"], stdin=definitions)
@@ -84,7 +85,7 @@ def karpenter(cluster: Cluster, node_pool: Mapping[str, Any], stages: Sequence[S
                 wait_until("Karpenter takes the NodePool", lambda: _ready(kubectl, pool, process, log), seconds=60)
                 yield Autoscaler(pool, log, process)
         finally:
-            _remove(kubectl, definitions)
+            remove(kubectl, definitions, _FINALIZED, ["nodes", "-l", POOL_LABEL])
 
 
 def _environment(cluster: Cluster) -> dict[str, str]:
@@ -112,21 +113,3 @@ def _ready(kubectl: Sequence[str | Path], pool: str, process: subprocess.Popen[b
     assert_running("Karpenter", process, log)
     status = json.loads(run([*kubectl, "get", "nodepool", pool, "-o", "json"])).get("status", {})
     return any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", []))
-
-
-def _remove(kubectl: Sequence[str | Path], definitions: str) -> None:
-    """Remove Karpenter's nodes, objects and their definitions, whose finalizers nobody removes any more."""
-    defined = run([*kubectl, "get", "crd", "-o", "name"])
-    listings = [["get", kind, "-o", "name"] for kind in _FINALIZED if kind in defined]
-    for listing in [*listings, ["get", "nodes", "-l", POOL_LABEL, "-o", "name"]]:
-        wait_until("what Karpenter made is gone", lambda listing=listing: _gone(kubectl, listing), seconds=60)  # type: ignore[misc]
-    run([*kubectl, "delete", "--ignore-not-found", "--timeout=60s", "-f", "-"], stdin=definitions)
-
-
-def _gone(kubectl: Sequence[str | Path], listing: Sequence[str]) -> bool:
-    """Delete what is listed; whether there was nothing. What fails is gone already, or is tried again."""
-    names = run([*kubectl, *listing]).split()
-    if names:
-        succeeds([*kubectl, "delete", "--ignore-not-found", "--wait=false", *names])
-        succeeds([*kubectl, "patch", *names, "--type=merge", "-p", '{"metadata":{"finalizers":null}}'])
-    return not names

@@ -51,10 +51,12 @@ class Module:
     title: str
     links: tuple[str, ...] = ()
     """Further names of the one program built, for programs that look at their own name."""
+    files: tuple[tuple[str, str], ...] = ()
+    """Modules that it needs, and patterns of files of theirs to keep beside the programs."""
 
     def key(self) -> str:
         """Hash what decides the outcome of a build."""
-        digest = hashlib.sha256(f"{self.ldflags} {self.packages} {self.links}".encode())
+        digest = hashlib.sha256(f"{self.ldflags} {self.packages} {self.links}{self.files or ''}".encode())
         for path in sorted(p for p in self.directory.rglob("*") if p.suffix in (".go", ".mod", ".sum")):
             digest.update(f"{path.relative_to(self.directory)}\0".encode() + path.read_bytes())
         return digest.hexdigest()[:16]
@@ -106,6 +108,18 @@ def karpenter() -> Module:
         "-s -w",
         ("./crds", "sigs.k8s.io/karpenter/kwok"),
         "building Karpenter (two minutes, once)",
+    )
+
+
+def kueue() -> Module:
+    """Describe the module of Kueue, with the definitions of its resources and webhooks."""
+    name = "sigs.k8s.io/kueue"
+    return Module(
+        HERE / "kueue",
+        "-s -w",
+        (f"{name}/cmd/kueue",),
+        "building Kueue (six minutes, once)",
+        files=((name, "config/components/crd/bases/*.yaml"), (name, "config/components/webhook/manifests.yaml")),
     )
 
 
@@ -186,6 +200,7 @@ def _compile(module: Module, place: Path) -> None:
     work = Path(tempfile.mkdtemp(prefix=".build-", dir=place.parent))
     try:
         output = work / "localcluster" if module.links else f"{work}/"
+        environment = {"CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": "-mod=readonly"}
         run(
             [
                 "go",
@@ -199,8 +214,14 @@ def _compile(module: Module, place: Path) -> None:
                 *module.packages,
             ],
             cwd=module.directory,
-            env={"CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": "-mod=readonly"},
+            env=environment,
         )
+        for name, pattern in module.files:
+            source = Path(
+                run(["go", "list", "-m", "-f", "{{.Dir}}", name], cwd=module.directory, env=environment).strip()
+            )
+            for path in source.glob(pattern):
+                (work / path.name).write_bytes(path.read_bytes())
         for name in module.links:
             (work / name).symlink_to("localcluster")
         work.chmod(0o755)

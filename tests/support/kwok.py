@@ -65,6 +65,24 @@ containerStatuses:
       message: {{{{ $result | toJson | Quote }}}}
 """
 
+_STOPPED = f"""
+phase: Failed
+containerStatuses:
+- name: {CONTAINER}
+  image: none
+  imageID: none
+  ready: false
+  started: false
+  restartCount: 0
+  state:
+    terminated:
+      exitCode: {POLICIES[Category.CANCELLED].exit_code}
+      reason: Error
+      startedAt: {{{{ (index .status.containerStatuses 0).state.running.startedAt | Quote }}}}
+      finishedAt: {{{{ Now | Quote }}}}
+      message: {{{{ dict "outcome" "cancelled" "category" "{Category.CANCELLED}" | toJson | Quote }}}}
+"""
+
 
 def attempt_stages(seconds: float = 1.0, jitter: float = 1.0) -> list[dict[str, Any]]:
     """Stages for ``localcluster.kwok``.
@@ -80,6 +98,14 @@ def attempt_stages(seconds: float = 1.0, jitter: float = 1.0) -> list[dict[str, 
         _stage("attempt-starts", "Pending", _RUNNING),
         _stage("attempt-ends", "Running", _ENDED, [{"key": hangs, "operator": "In", "values": ["false"]}], delay),
     ]
+
+
+def stop_stage() -> dict[str, Any]:
+    """What becomes of a running attempt whose pod is deleted: it tells that it was stopped, as with a kubelet, and only
+    then goes. Without this stage, such a pod is gone at once."""
+    stage = _stage("attempt-stops", "Running", _STOPPED)
+    stage["spec"]["selector"]["matchExpressions"][0]["operator"] = "Exists"
+    return stage | {"spec": stage["spec"] | {"weight": 1}}  # more than that of pod-delete, which also fits
 
 
 def _stage(
