@@ -214,7 +214,7 @@ def test_a_job_scheduler_goes_on(intake: Bench, server: RedisServer) -> None:
 
 def test_the_chain_of_a_job_scheduler_survives_a_crash(intake: Bench, server: RedisServer) -> None:
     queue = intake.queue(suspend=True)
-    queue.wait_condition("Accepted", "True", "Accepted")
+    queue.wait_condition("Accepted", "True", "Suspended")
     template = {"name": "run", "data": data()}
     repeat = {"every": 3_600_000}
     intake.producer.command("upsertJobScheduler", **queue.at, schedulerId="tick", repeat=repeat, template=template)
