@@ -17,5 +17,5 @@ pytestmark = pytest.mark.e2e
 
 def test_a_thousand_queue_jobs_run_exactly_once(cluster: Cluster, own_namespace: Namespace, tmp_path: Path) -> None:
     with drained(cluster, own_namespace, tmp_path, make_jobs(1000), slots=200) as drain:
-        drain.run(kills=20, restarts=5, timeout=600)
+        drain.run(kills=20, restarts=5, timeout=1200)  # ten minutes, when the machine has much else to do
         NOTES.append(check(drain))
