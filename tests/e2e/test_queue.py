@@ -223,3 +223,29 @@ def test_a_job_is_cancelled_from_either_side(
         module_namespace.wait_phase(names["event"], "Cancelled")
         producer.command("obliterate", **queue, force=True)
         module_namespace.wait_phase(names["obliterated"], "Cancelled")
+
+
+def test_a_nest_application_produces_and_listens(
+    module_namespace: Namespace, operator: OperatorProcess, server: RedisServer
+) -> None:
+    queue = make_queue(module_namespace)
+    with NodeProcess("nest-app.js", server, **queue) as app:
+        opts = {"jobId": "good", "attempts": 3, "delay": 1500, "priority": 5}
+        payload = data("script: tasks 2")
+        app.command("add", name="run", data=payload, opts=opts)
+        value = app.send("waitUntilFinished", jobId="good", ttl=120_000).result(130)
+        assert (value["taskId"], value["status"], value["attempts"]) == (payload["taskId"], "completed", 1)
+        app.command("add", name="run", data=data("script: credit"), opts={"jobId": "poor", "attempts": 2})
+        with pytest.raises(NodeError, match="billing"):
+            app.command("waitUntilFinished", jobId="poor", ttl=120_000, timeout=130)
+        for job_id, end in {"good": "completed", "poor": "failed"}.items():
+            app.wait_for_event(end, jobId=job_id)
+            app.wait_for_event("active", jobId=job_id)
+        assert app.wait_for_event("completed", jobId="good")["returnvalue"] == value
+        assert app.wait_for_event("failed", jobId="poor")["failedReason"].startswith("billing: ")
+        assert app.named("progress", jobId="good")
+        assert app.named("delayed", jobId="good")
+    specs = {job["spec"]["taskId"]: job["spec"] for job in jobs_of(module_namespace, queue)}
+    assert len(specs) == 2
+    assert specs[payload["taskId"]]["priority"] == -5
+    assert specs[payload["taskId"]]["retry"]["maxAttempts"] == 3
