@@ -13,8 +13,8 @@ import yaml
 from claudejobs import __version__
 from claudejobs.api.crd import definitions
 from claudejobs.intake.bull import UNAVAILABLE, BullQueue
-from claudejobs.intake.connection import connect
-from claudejobs.intake.dead_letter import Replayed, ReplayError
+from claudejobs.intake.connection import connect, describe
+from claudejobs.intake.dead_letter import ReplayError
 from claudejobs.intake.dead_letter import replay as send_back
 from claudejobs.kube.client import MERGE_PATCH, ApiError, KubeClient, jobs_path
 from claudejobs.settings import Settings, SettingsError
@@ -124,23 +124,33 @@ def replay(queue: str, prefix: str, letters: tuple[str, ...], limit: int, dry_ru
     if url is None:
         raise _Failure("there is no Redis: set REDIS_URL, or REDIS_HOST")
 
-    async def send() -> list[Replayed]:
-        redis = connect(url)
-        try:
-            return await send_back(BullQueue(redis, prefix, queue, "replay"), letters or None, limit, dry_run)
-        finally:
-            await redis.aclose()
-
     try:
-        sent = asyncio.run(send())
-    except (ReplayError, *UNAVAILABLE) as error:
+        sent, stayed = asyncio.run(_replay(url, prefix, queue, letters, limit, dry_run))
+    except ReplayError as error:
         raise _Failure(str(error)) from None
-    for one in sent:
-        click.echo(f"{one.letter}  {one.problem or f'{one.what} {one.job_id}'}")
-    if not sent:
+    except UNAVAILABLE as error:
+        text = "; what stands above is done, and the same command goes on with the rest"
+        raise _Failure(describe(error) + text) from None
+    if not sent + stayed:
         click.echo(f"queue {queue} has no dead letters")
-    if any(one.problem for one in sent):
-        sys.exit(1)
+    if stayed:
+        raise _Failure(f"{stayed} of {sent + stayed} dead letters stay")
+
+
+async def _replay(
+    url: str, prefix: str, queue: str, letters: tuple[str, ...], limit: int, dry_run: bool
+) -> tuple[int, int]:
+    """Send back, and print what became of each; how many were sent, and how many stay."""
+    sent = stayed = 0
+    redis = connect(url)
+    try:
+        async for one in send_back(BullQueue(redis, prefix, queue, "replay"), letters or None, limit, dry_run):
+            click.echo(f"{one.letter}  {one.problem or f'{one.what} {one.job_id}'}")
+            stayed += one.problem is not None
+            sent += one.problem is None
+    finally:
+        await redis.aclose()
+    return sent, stayed
 
 
 @main.command()
