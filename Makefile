@@ -6,7 +6,7 @@ PY := PYTHONPATH=operator:. $(VENV)/bin/python
 READY := $(VENV)/.ready-$(shell sha256sum requirements/dev.txt | cut -c1-16)
 CRDS := claudecodejobs claudecodequeues
 COMPILE := $(VENV)/bin/uv pip compile --python-version 3.11 --universal --generate-hashes \
-	--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet pyproject.toml
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-unit chaos cluster cluster-down images lint format crd docs lock sbom bench
@@ -69,13 +69,15 @@ docs: $(READY) ## Write docs/reference.md, and the chart's schema and README, an
 
 lock: $(READY) ## Resolve the dependencies anew
 	$(VENV)/bin/pip install --quiet uv
-	$(COMPILE) --upgrade --all-extras --group dev -o requirements/dev.txt
-	$(COMPILE) --extra operator -c requirements/dev.txt -o requirements/operator.txt
-	$(COMPILE) --extra runner -c requirements/dev.txt -o requirements/runner.txt
+	$(COMPILE) --upgrade pyproject.toml --all-extras --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra operator -c requirements/dev.txt -o requirements/operator.txt
+	$(COMPILE) pyproject.toml --extra runner -c requirements/dev.txt -o requirements/runner.txt
+	$(COMPILE) --upgrade --group sbom -o requirements/sbom.txt
 
 sbom: $(READY) ## List what the images hold of Python, from the locks, as CycloneDX in dist/sbom
 	@mkdir -p dist/sbom
-	@for image in operator runner; do $(VENV)/bin/python -W ignore::UserWarning -m cyclonedx_py requirements --output-reproducible --pyproject pyproject.toml \
+	@$(PYTHON) -m venv dist/sbom-venv && dist/sbom-venv/bin/pip install --quiet --require-hashes -r requirements/sbom.txt
+	@for image in operator runner; do dist/sbom-venv/bin/python -W ignore::UserWarning -m cyclonedx_py requirements --output-reproducible --pyproject pyproject.toml \
 	  -o dist/sbom/claudejobs-$$image.cdx.json requirements/$$image.txt || exit 1; done; ls dist/sbom/*
 
 bench: $(READY) ## Run the benchmarks
