@@ -453,3 +453,36 @@ async def test_missing_input_is_a_clear_result(start: Start, tmp_path: Path) -> 
     result = await run.end()
     assert result.category is Category.INTERNAL
     assert "cannot read the job's input" in result.message
+
+
+async def test_an_empty_input_is_waited_for(start: Start, tmp_path: Path) -> None:
+    filled = await start("Please say hello.")
+    document = (tmp_path / "job.json").read_text()
+    assert (await filled.end()).outcome is Outcome.COMPLETED
+
+    run = await start(raw="")
+    await listens_for_sigterm(run)
+    assert run.process.returncode is None
+    (tmp_path / "filling").write_text(document.replace(json.loads(document)["session_id"], str(uuid.uuid4())))
+    (tmp_path / "filling").replace(tmp_path / "job.json")
+    assert (await run.end()).outcome is Outcome.COMPLETED
+
+
+async def test_a_runner_that_waits_for_a_job_goes_when_it_is_asked_and_says_nothing(start: Start) -> None:
+    run = await start(raw="")
+    await listens_for_sigterm(run)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.stdout is not None
+    assert await asyncio.wait_for(run.process.stdout.read(), PATIENCE_SECONDS) == b""
+    assert await run.process.wait() == 0
+
+
+async def listens_for_sigterm(run: Run) -> None:
+    """Wait until the runner has a handler of its own."""
+    status = Path(f"/proc/{run.process.pid}/status")
+    while True:
+        text = await asyncio.to_thread(status.read_text)
+        caught = next(line for line in text.splitlines() if line.startswith("SigCgt:"))
+        if int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        await asyncio.sleep(0.01)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -20,6 +22,30 @@ class InputError(Exception):
     def __init__(self, category: Category, message: str) -> None:
         super().__init__(message)
         self.category = category
+
+
+WAIT_TICK = 0.02
+"""Seconds between two looks for the input of a pod that waits for a job."""
+
+
+def await_input(path: Path, stopped: Callable[[], bool]) -> bool:
+    """Wait while the input is empty: the pod was started ahead, and no job has taken it yet.
+
+    Returns:
+        False when ``stopped`` says so first.
+    """
+    while _is_empty(path):
+        if stopped():
+            return False
+        time.sleep(WAIT_TICK)
+    return True
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return False  # reading it tells
 
 
 def read_input(path: Path) -> RunnerInput:

@@ -16,7 +16,7 @@ from claudejobs.api.events import INPUT_FILE, STATE_DIR, WORKSPACE_DIR, Outcome,
 from . import sandbox
 from .classify import StopReason
 from .emit import EventWriter, one_line, write_termination_message
-from .inputs import INPUT_VARIABLE, TERMINATION_LOG_VARIABLE, WORKSPACE_VARIABLE, InputError, read_input
+from .inputs import INPUT_VARIABLE, TERMINATION_LOG_VARIABLE, WORKSPACE_VARIABLE, InputError, await_input, read_input
 from .processes import become_subreaper, hide, kill_descendants
 from .redact import Redactor
 from .run import Attempt
@@ -25,22 +25,27 @@ from .run import Attempt
 def run_job(protocol: int, signalled: Callable[[], bool]) -> int:
     """Run the job whose input is mounted; the exit code.
 
+    In a pod that was started ahead, wait for the job first, all that is slow to load being loaded.
+
     Args:
         protocol: the descriptor that event lines go to.
         signalled: whether a signal to stop came before this could listen for one.
     """
+    path = Path(os.environ.get(INPUT_VARIABLE) or INPUT_FILE)
+    if not await_input(path, signalled):
+        return 0
     writer = EventWriter(protocol, Redactor.of_environment(os.environ))
     try:
-        result = asyncio.run(_run(writer, signalled))
+        result = asyncio.run(_run(path, writer, signalled))
     except (Exception, asyncio.CancelledError) as error:
         result = _failure(Category.INTERNAL, f"unexpected {type(error).__name__}: {error}")
     kill_descendants()
     return _report(writer, result)
 
 
-async def _run(writer: EventWriter, signalled: Callable[[], bool]) -> RunnerResult:
+async def _run(path: Path, writer: EventWriter, signalled: Callable[[], bool]) -> RunnerResult:
     try:
-        job = read_input(Path(os.environ.get(INPUT_VARIABLE) or INPUT_FILE))
+        job = read_input(path)
     except InputError as error:
         writer.started(1, claude_agent_sdk.__version__)
         return _failure(error.category, str(error))
