@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := PYTHONPATH=operator:. $(VENV)/bin/python
 READY := $(VENV)/.ready-$(shell sha256sum requirements/dev.txt | cut -c1-16)
-CRDS := claudecodejobs claudecodequeues
+CRDS := claudecodejobs claudecodequeues claudecodepools
 COMPILE := $(VENV)/bin/uv pip compile --python-version 3.11 --universal --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet
 

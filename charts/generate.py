@@ -30,6 +30,7 @@ SET_BY_THE_CHART = {
     "operator": {
         "RUNNER_IMAGE",
         "RUNNER_IMAGE_PULL_POLICY",
+        "WARM_POOLS",
         "WATCH_NAMESPACES",
         "CREDENTIALS_SECRET",
         "MODEL_BASE_URL",

@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
 from claudejobs.api.categories import POLICIES
-from claudejobs.api.crd import custom_resource_definition, queue_definition
+from claudejobs.api.crd import custom_resource_definition, pool_definition, queue_definition
 from claudejobs.api.job import JobTemplate
 from claudejobs.api.job_data import ClaudeCodeJobData
 from claudejobs.gateway.settings import GatewaySettings
@@ -31,6 +31,8 @@ Generated from the models by `make docs`; do not edit.
 - [ClaudeCodeJob: status](#claudecodejob-status)
 - [ClaudeCodeQueue: spec](#claudecodequeue-spec)
 - [ClaudeCodeQueue: status](#claudecodequeue-status)
+- [ClaudeCodePool: spec](#claudecodepool-spec)
+- [ClaudeCodePool: status](#claudecodepool-status)
 - [ClaudeCodeJobData: what a producer puts into a queue](#claudecodejobdata-what-a-producer-puts-into-a-queue)
 - [How an attempt can end](#how-an-attempt-can-end)
 - [Settings of the operator](#settings-of-the-operator)
@@ -41,8 +43,10 @@ Generated from the models by `make docs`; do not edit.
 def render() -> str:
     """The whole page."""
     schema, queue = _properties(custom_resource_definition()), _properties(queue_definition())
+    pool = _properties(pool_definition())
     # Said once, with the job.
     queue["spec"]["properties"]["template"]["properties"] = {}
+    pool["spec"]["properties"]["template"]["properties"]["podTemplate"]["properties"] = {}
     shared = ", ".join(f"`{to_camel(name)}`" for name in JobTemplate.model_fields)
     data = ClaudeCodeJobData.model_json_schema(by_alias=True)
     parts = [
@@ -57,6 +61,11 @@ def render() -> str:
         _fields(queue["spec"]),
         "## ClaudeCodeQueue: status",
         _fields(queue["status"]),
+        "## ClaudeCodePool: spec",
+        "See [warm.md](warm.md). `template` has those fields of the job's spec that shape its pod.",
+        _fields(pool["spec"]),
+        "## ClaudeCodePool: status",
+        _fields(pool["status"]),
         "## ClaudeCodeJobData: what a producer puts into a queue",
         "The `data` of a BullMQ job. Other fields are ignored.",
         _fields(data),

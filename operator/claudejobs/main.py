@@ -47,7 +47,7 @@ async def run_operator(settings: Settings, stop: asyncio.Event) -> int:
         client = await connections.enter_async_context(KubeClient.connect(identity, fence, on_write))
         controller = Controller(client, store, settings, metrics)
         intake = Intake(client, controller, settings)
-        watch = Watch(settings, controller.on_job, controller.on_pod, intake.on_queue)
+        watch = Watch(settings, controller.on_job, controller.on_pod, intake.on_queue, controller.pools.on_pool)
         health = HealthServer(settings, controller, store, watch, election, intake, metrics)
         metrics.registry.register(Scraped(settings, controller, store, intake, election))
         await health.start()

@@ -144,6 +144,10 @@ class Settings(EnvironmentSettings):
         None, description="RuntimeClass of all jobs' pods, e.g. gvisor; a job cannot choose another."
     )
     host_users: bool = Field(True, description="False gives each job's pod a user namespace of its own.")
+    warm_pools: bool = Field(
+        False,
+        description="Whether ClaudeCodePools are kept, and jobs take their pods; needs the permission to patch pods.",
+    )
     allowed_metadata_domains: CommaSeparated = Field(
         default_factory=list,
         description="Domains whose labels and annotations a job may put on its pods, comma-separated.",

@@ -16,6 +16,8 @@ from tests.support.gateway import KEY, GatewayProcess, pod_token
 from tests.support.kube import Namespace, job, unique, wait_for
 from tests.support.operator import OperatorProcess
 
+from .test_warm import pool, wait_idle
+
 pytestmark = pytest.mark.e2e
 
 DEAR = {"claude-haiku-4-5": {"input": 3000, "output": 15000}}
@@ -129,3 +131,21 @@ def test_a_spent_budget_ends_the_job_as_such(
     assert (status["phase"], status["reason"], status["attempt"]) == ("Failed", "budget_exceeded", 1), status
     assert BUDGET_SPENT in status["message"]
     assert status["costUSD"] < 1
+
+
+def test_a_warm_pod_may_use_the_model_as_soon_as_it_is_a_jobs_and_not_before(
+    own_namespace: Namespace, gateway: GatewayProcess, own_operator: Callable[..., OperatorProcess]
+) -> None:
+    operator = own_operator(model_gateway_url=gateway.url, warm_pools=True).start()
+    own_namespace.apply(pool("ready", 1))
+    (waiting,) = wait_idle(own_namespace, "ready", 1)
+    token = pod_token(own_namespace, waiting)
+    assert ask(gateway, token) == 403
+    name = unique("warm")
+    own_namespace.apply(job(name, "script: hello"))
+    status = own_namespace.wait_phase(name, "Completed", "Failed")
+    assert (status["phase"], status["podName"]) == ("Completed", waiting), status
+    (account,) = json.loads(gateway.admin(f"/jobs?namespace={own_namespace.name}"))["jobs"]
+    assert account["job"] == name
+    assert ask(gateway, token) == 403, "the job has ended"
+    assert operator.stop() == 0

@@ -45,6 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "affinity": {"nodeAffinity": {}},
         "podAnnotations": {"a.example/b": "true"},
         "podLabels": {"team": "agents"},
+        "warmPools": {"enabled": True},
         "priorityClassName": "high",
         "image": {"digest": f"sha256:{64 * '0'}"},
         "networkPolicy": {"operator": {"egress": [{"ports": [{"protocol": "TCP", "port": 443}]}]}},
@@ -129,7 +130,7 @@ def test_the_crds_are_those_of_the_models_and_survive_the_chart(own_namespace: N
     rendered = {
         crd["spec"]["names"]["plural"]: crd for crd in of_kind(render(own_namespace), "CustomResourceDefinition")
     }
-    assert set(rendered) == {"claudecodejobs", "claudecodequeues"}
+    assert set(rendered) == {"claudecodejobs", "claudecodequeues", "claudecodepools"}
     for plural, crd in rendered.items():
         assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
         assert crd == yaml.safe_load((REPOSITORY / "crds" / f"{plural}.yaml").read_text())
@@ -152,6 +153,18 @@ def test_the_operator_reads_no_secrets_and_changes_no_pods(own_namespace: Namesp
         "pods": RULES_OF_A_READER | {"create", "delete"},
         "pods/log": {"get"},
     }
+
+
+def test_with_warm_pools_the_operator_may_change_pods(own_namespace: Namespace) -> None:
+    (role,) = [
+        r
+        for r in of_kind(render(own_namespace, {"warmPools": {"enabled": True}}), "ClusterRole")
+        if r["metadata"]["name"] == "release-claudejobs"
+    ]
+    allowed = [(resource, set(rule["verbs"])) for rule in role["rules"] for resource in rule["resources"]]
+    assert [verbs for resource, verbs in allowed if resource == "pods"][1:] == [{"patch"}]
+    assert ("claudecodepools", RULES_OF_A_READER) in allowed
+    assert ("claudecodepools/status", {"patch"}) in allowed
 
 
 def test_the_gateway_alone_has_the_key_and_only_asks(own_namespace: Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from claudejobs.api.categories import POLICIES, Category
 from claudejobs.api.events import Outcome, RunnerResult
 from claudejobs.api.status import JobStatus, Phase
+from claudejobs.reconcile import report
 from claudejobs.reconcile.decide import Decision, PodDeletion, Seen, decide
 from claudejobs.reconcile.views import LiveReport, PodView
 
@@ -480,3 +482,38 @@ def test_the_pod_before_is_asked_for_when_it_is_not_seen() -> None:
     assert decision(seen(job)).confirm_gone == "job-1"
     assert decision(seen(job, failing_pod(Category.NETWORK))).confirm_gone is None
     assert decision(seen(job_view())).confirm_gone is None
+
+
+# Warm pods.
+
+RESERVED = status_with(attempt(podName="warm-x"), phase="Starting", reason="Reserved", podName="warm-x")
+
+
+def test_a_job_names_its_warm_pod_before_the_pod_learns_of_the_job() -> None:
+    made = decision(replace(seen(job_view()), warm="warm-x"))
+    assert (made.create, made.reserve, made.hand_over) == (None, "warm-x", None)
+    assert made.status is not None
+    assert (made.status.phase, made.status.attempt, made.status.pod_name) == (Phase.STARTING, 1, "warm-x")
+    then = decision(seen(job_view(status=made.status)))
+    assert (then.create, then.hand_over, then.status) == (None, "warm-x", None)
+    given = running_pod(name="warm-x")
+    assert written(seen(job_view(status=made.status), given)).phase is Phase.RUNNING
+
+
+def test_a_job_that_may_not_start_takes_no_warm_pod() -> None:
+    for spec, admitted in (({"suspend": True}, True), ({"cancel": True}, True), ({}, False)):
+        assert decision(replace(seen(job_view(spec), admitted=admitted), warm="warm-x")).reserve is None
+
+
+@pytest.mark.parametrize("spec", [{"cancel": True}, {"suspend": True}])
+def test_a_reservation_is_taken_back_when_the_job_is_not_to_run(spec: Json) -> None:
+    reserved = job_view(spec, RESERVED)
+    back = decision(seen(reserved))
+    assert (back.take_back, back.hand_over, back.status) == (reserved.status.pod_name, None, None)
+    status = report.unreserved(reserved.status)
+    assert (status.attempt, status.attempts, status.pod_name, status.start_time) == (0, [], None, None)
+    after = written(seen(job_view(spec, status)))
+    assert after.phase is (Phase.CANCELLED if "cancel" in spec else Phase.SUSPENDED)
+    # Should the patch have been under way, the pod goes.
+    late = decision(seen(job_view(spec, after), running_pod(name="warm-x")))
+    assert [deletion.name for deletion in late.delete_pods] == ["warm-x"]

@@ -16,7 +16,7 @@ from claudejobs.reconcile.decide import Decision, Seen, decide
 from claudejobs.reconcile.endings import Ending
 from claudejobs.settings import Settings
 
-from .model.world import KILLED, Decide, World
+from .model.world import KILLED, Cut, Decide, World
 from .test_decide_machine import SETTINGS, JobMachine, profile
 
 Focus = dict[str, Any]
@@ -185,6 +185,29 @@ def gives_up_pods_that_are_held_back(seen: Seen, settings: Settings) -> Decision
     return decide(replace(seen, pods=[replace(pod, held=False) for pod in seen.pods]), settings)
 
 
+def takes_a_reserved_pod_for_gone(seen: Seen, settings: Settings) -> Decision:
+    """Closes the attempt whose pod does not know of the job yet."""
+    reserved = seen.job.status.reason == report.RESERVED
+    return decide(_with_status(seen, reason="Starting") if reserved else seen, settings)
+
+
+def forgets_a_reservation(seen: Seen, settings: Settings) -> Decision:
+    """Leaves the pod when the job is not to run, while a late request may still give it to the job."""
+    decision = decide(seen, settings)
+    if not decision.take_back:
+        return decision
+    return Decision(status=report.unreserved(seen.job.status), after=0.0)
+
+
+def starts_cold_beside_a_reservation(seen: Seen, settings: Settings) -> Decision:
+    decision = decide(seen, settings)
+    return (
+        replace(decision, hand_over=None, create=seen.job.status.attempt, status=seen.job.status)
+        if decision.hand_over
+        else decision
+    )
+
+
 class _Impure:
     """Decides otherwise each time it is asked."""
 
@@ -204,6 +227,7 @@ RERUN: Focus = {**PLAIN, "attempts": 1, "delay": 0, "end": KILLED, "bold": True}
 DEPENDENT: Focus = {**RETRY, "depends_on": ["first"]}
 TIMED: Focus = {**PLAIN, "deadline": 20}
 GATED: Focus = {**PLAIN, "gating": True}
+WARM: Focus = {**PLAIN, "warm": 2, "bold": True}
 
 BUGS: list[tuple[Decide, str, Focus]] = [
     (takes_an_unseen_pod_for_gone, "was taken for lost", PLAIN),
@@ -225,11 +249,13 @@ BUGS: list[tuple[Decide, str, Focus]] = [
     (ignores_the_deadline_of_a_pod, "does not come to rest", TIMED),
     (ignores_the_deadline_between_attempts, "after the deadline|does not come to rest", TIMED),
     (leaves_pods_of_the_past, "does not come to rest|does not rest at its end", TIMED),
-    (ignores_reruns, "does not come to rest", RERUN),
+    (ignores_reruns, "does not come to rest|does not rest at its end", RERUN),
     (reruns_for_ever, "changed after the job's end", RERUN),
     (reruns_with_spent_attempts, "does not count anew", RERUN),
     (reruns_what_was_cancelled, "that has Cancelled runs again", PLAIN | {"bold": True}),
     (gives_up_pods_that_are_held_back, "while Kueue held its pod back", GATED),
+    (takes_a_reserved_pod_for_gone, "was taken for lost", WARM),
+    (starts_cold_beside_a_reservation, "is open", WARM),
     (forgets_a_rerun_that_is_early, "rerun changed before the job's end", RERUN),
 ]
 
@@ -268,3 +294,34 @@ def test_the_world_sees_two_attempts_meet() -> None:
     world.calm()
     assert world.status.phase is JobPhase.COMPLETED
     assert world.api.created == [1, 2]
+
+
+def suspended_in_a_hand_over(decide: Decide) -> World:
+    """A job that is suspended, and goes on, while the patch that gives it a warm pod is still on its way."""
+    world = World(SETTINGS, {"terminationGracePeriodSeconds": 5}, decide)
+    world.add_warm()
+
+    def look(cut: Cut | None = None) -> None:
+        assert world.operator
+        world.operator.hear()
+        world.reconcile(cut)
+
+    look()
+    assert world.status.reason == report.RESERVED
+    look(Cut(3, "late"))
+    assert world.api.late
+    world.set_spec(suspend=True)
+    look()
+    world.late_requests()
+    world.set_spec(suspend=False)
+    return world
+
+
+def test_the_world_sees_a_pod_given_to_a_job_that_has_given_it_up() -> None:
+    with pytest.raises(AssertionError, match="was given to a job that does not name it"):
+        suspended_in_a_hand_over(forgets_a_reservation)
+    world = suspended_in_a_hand_over(decide)
+    assert world.api.handed_over == 0
+    world.calm()
+    assert world.status.phase is JobPhase.COMPLETED
+    assert world.api.created == [1]

@@ -59,7 +59,7 @@ WHICH = st.sampled_from([False, False, False, True])
 NEIGHBOUR = st.sampled_from(["first", "second"])
 PHASE = st.sampled_from(["Completed", "Completed", "Running", "Failed", "Cancelled"])
 
-CUTS = ["none", "crash-before", "crash-after", "error-before", "error-after"]
+CUTS = ["none", "crash-before", "crash-after", "error-before", "error-after", "late"]
 
 
 class JobMachine(RuleBasedStateMachine):
@@ -70,6 +70,7 @@ class JobMachine(RuleBasedStateMachine):
     """What shows a certain bug soon: arguments of ``apply_job`` that are not drawn, ``end`` for how every container
     ends, and ``bold`` for users who do often what they seldom do."""
     world: World
+    pooled = False
 
     @initialize(
         budget=st.sampled_from([None, 0.3]),
@@ -81,6 +82,7 @@ class JobMachine(RuleBasedStateMachine):
         neighbours=st.sampled_from(["absent", "Completed", "Failed", "in a circle"]),
         hindrance=st.sampled_from([None, None, None, *HINDRANCES]),
         gating=st.sampled_from([False, False, True]),
+        warm=st.sampled_from([0, 0, 1, 2]),
     )
     def apply_job(self, **drawn: Any) -> None:
         drawn |= self.focus
@@ -98,6 +100,9 @@ class JobMachine(RuleBasedStateMachine):
         self.world = World(SETTINGS, spec, self.decide)
         self.world.hindrance = drawn["hindrance"]
         self.world.gating = drawn["gating"]
+        self.pooled = bool(drawn["warm"])
+        for _ in range(drawn["warm"]):
+            self.world.add_warm()
         self.world.calm_end = self.focus.get("end", COMPLETED)
         phase, circle = drawn["neighbours"], drawn["neighbours"] == "in a circle"
         for name in drawn["depends_on"] if phase != "absent" else []:
@@ -157,6 +162,16 @@ class JobMachine(RuleBasedStateMachine):
         self.world.operator.read_log(list(self.world.processes.values())[0 if oldest else -1], lines)
 
     # The cluster.
+
+    @precondition(lambda self: self.pooled and len(self.world.api.pods) < 4)
+    @rule()
+    def pool_is_filled(self) -> None:
+        self.world.add_warm()
+
+    @precondition(lambda self: self.world.api.late)
+    @rule()
+    def late_requests_arrive(self) -> None:
+        self.world.late_requests()
 
     @precondition(lambda self: self.world.api.pods)
     @rule(oldest=WHICH)
@@ -264,7 +279,7 @@ class JobMachine(RuleBasedStateMachine):
     @invariant()
     def at_most_one_pod_may_run(self) -> None:
         if hasattr(self, "world"):
-            live = [p for p in self.world.processes.values() if p.state != "ended" and not p.excused]
+            live = [p for p in self.world.processes.values() if p.live and not p.excused]
             assert len(live) <= 1, f"pods {[p.attempt for p in live]} run at the same time"
 
     def teardown(self) -> None:

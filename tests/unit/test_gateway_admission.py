@@ -83,6 +83,13 @@ def test_an_attempt_that_is_not_recorded_yet_has_to_wait() -> None:
     assert refusal(CALLER, pod(2), job({"phase": "Backoff", "podName": None}))[0] == 503
 
 
+def test_a_pod_that_was_started_ahead_is_admitted_by_the_name_in_the_status() -> None:
+    caller = Caller("team", "ready-warm-x", "pod-uid")
+    assert admit(caller, pod(name="ready-warm-x"), job({"podName": "ready-warm-x"})).name == "job"
+    assert refusal(caller, pod(name="ready-warm-x"), job())[0] == 403
+    assert refusal(caller, pod(2, name="ready-warm-x"), job({"podName": "ready-warm-x"}))[0] == 403
+
+
 def review(**changes: Any) -> Json:
     extra = {"authentication.kubernetes.io/pod-name": ["job-1"], "authentication.kubernetes.io/pod-uid": ["pod-uid"]}
     user = {"username": "system:serviceaccount:team:default", "extra": extra}

@@ -51,6 +51,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, create]  # of spec.workspace.volumeClaimTemplate
+{{- if .Values.warmPools.enabled }}
+- apiGroups: [claudecode.dev]
+  resources: [claudecodepools]
+  verbs: [get, list, watch]
+- apiGroups: [claudecode.dev]
+  resources: [claudecodepools/status]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [patch]  # which gives a pod of a pool to a job
+{{- end }}
 {{- end }}
 
 {{- define "claudejobs.gateway" -}}

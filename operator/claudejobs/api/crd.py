@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_snake
 
 from .base import GROUP, KIND, MAX_JOB_NAME, PLURAL, VERSION, cel
 from .job import INTERRUPT_RULE, MUTABLE_FIELDS, JobSpec
+from .pool import POOL_KIND, POOL_PLURAL, PoolSpec, PoolStatus
 from .queue import QUEUE_KIND, QUEUE_PLURAL, QueueSpec, QueueStatus
 from .status import JobStatus
 
@@ -141,6 +142,14 @@ QUEUE_COLUMNS = [
 ]
 
 
+POOL_COLUMNS = [
+    _column("Size", ".spec.size", "integer"),
+    _column("Ready", ".status.ready", "integer", description="Pods that wait for a job."),
+    _column("Age", ".metadata.creationTimestamp", "date"),
+    _column("Message", ".status.message", priority=1),
+]
+
+
 def custom_resource_definition() -> dict[str, Any]:
     """The CustomResourceDefinition of ClaudeCodeJob, ready to be written as YAML."""
     spec = _schema(JobSpec)
@@ -167,9 +176,24 @@ def queue_definition() -> dict[str, Any]:
     return _definition(QUEUE_KIND, QUEUE_PLURAL, "ccq", {"additionalPrinterColumns": QUEUE_COLUMNS}, root)
 
 
+def pool_definition() -> dict[str, Any]:
+    """The CustomResourceDefinition of ClaudeCodePool."""
+    named = cel(
+        f"size(self.metadata.name) <= {MAX_JOB_NAME}",
+        f"metadata.name must have at most {MAX_JOB_NAME} characters, because the pool's pods carry it as a label",
+    )
+    root = _root("Pods that wait for ClaudeCodeJobs, each for one.", _schema(PoolSpec), _schema(PoolStatus))
+    root |= {"x-kubernetes-validations": [named]}
+    return _definition(POOL_KIND, POOL_PLURAL, "ccp", {"additionalPrinterColumns": POOL_COLUMNS}, root)
+
+
 def definitions() -> dict[str, dict[str, Any]]:
     """All CustomResourceDefinitions by plural name."""
-    return {PLURAL: custom_resource_definition(), QUEUE_PLURAL: queue_definition()}
+    return {
+        PLURAL: custom_resource_definition(),
+        QUEUE_PLURAL: queue_definition(),
+        POOL_PLURAL: pool_definition(),
+    }
 
 
 def _root(about: str, spec: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:

@@ -104,10 +104,11 @@ def admit(caller: Caller, pod: PodView | None, job: Job | None) -> Job:
         raise forbidden(f"{where} names ClaudeCodeJob {pod.job[1]} as its owner, and there is no such job")
     if job.deleting or job.terminal:
         raise forbidden(f"ClaudeCodeJob {job.name} in namespace {job.namespace} has ended")
+    if pod.attempt == job.attempt and pod.name == job.pod_name:
+        return job
+    # A pod that was started ahead has a name of its own, and is recorded before it learns of the job.
     if pod.name != f"{job.name}-{pod.attempt}" or pod.attempt not in (job.attempt, job.attempt + 1):
         raise forbidden(f"{where} is not an attempt of ClaudeCodeJob {job.name}")
     if pod.attempt == job.attempt + 1:
         raise not_yet(f"{where} is not yet recorded as an attempt of ClaudeCodeJob {job.name}")
-    if job.pod_name != pod.name:
-        raise forbidden(f"{where} is not the present attempt of ClaudeCodeJob {job.name}")
-    return job
+    raise forbidden(f"{where} is not the present attempt of ClaudeCodeJob {job.name}")

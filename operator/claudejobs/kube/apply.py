@@ -17,11 +17,13 @@ from claudejobs.reconcile.claim import build_claim, claim_hindrance
 from claudejobs.reconcile.decide import Decision, PodDeletion
 from claudejobs.reconcile.endings import Ending
 from claudejobs.reconcile.pod import PodBuildError, build_pod, pod_name
+from claudejobs.reconcile.pool import WarmPod, hand_over
 from claudejobs.reconcile.views import JobView, Key
 from claudejobs.settings import Settings
 
 from .cache import Cache
-from .client import ApiError, KubeClient, claims_path, jobs_path, pods_path
+from .client import MERGE_PATCH, ApiError, KubeClient, claims_path, jobs_path, pods_path
+from .pools import Pools
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +35,11 @@ class Stale(Exception):
 class Applier:
     """Turns decisions into API calls."""
 
-    def __init__(self, client: KubeClient, cache: Cache, settings: Settings, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, client: KubeClient, cache: Cache, pools: Pools, settings: Settings, metrics: Metrics | None = None
+    ) -> None:
         self._client = client
+        self._pools = pools
         self._cache = cache
         self._settings = settings
         self._metrics = metrics
@@ -58,6 +63,10 @@ class Applier:
             # while a pod that no status speaks of yet is found by its owner reference.
             assert status is not None
             status = await self._create_pod(job, decision.create, decision.claim, status)
+        if decision.hand_over is not None:
+            status = await self._hand_over(job, decision.hand_over)
+        if decision.take_back is not None:
+            status = await self._take_back(job, decision.take_back)
         if status is not None:
             wait = await self._write_status(job, status)
             after = wait if after is None else min(after, wait or after)
@@ -94,13 +103,7 @@ class Applier:
     async def _create_pod(self, job: JobView, attempt: int, claim: str | None, status: JobStatus) -> JobStatus:
         """Make the pod, and before it the claim that it needs; returns the status to write, which is another one when
         the job can never have a pod."""
-        fresh = await self._client.get(jobs_path(job.namespace, job.name))
-        if fresh is None or fresh["metadata"]["uid"] != job.uid:
-            self._cache.drop_job(job.key, job.uid)
-            raise Stale("the job is gone")
-        if fresh["metadata"]["resourceVersion"] != job.resource_version:
-            self._cache.put_job(fresh)
-            raise Stale("the job has changed")
+        fresh = await self._fresh(job)
         try:
             body = build_pod(fresh, attempt, status.session_id or "", job.status.cost_usd, self._settings)
             if claim:
@@ -119,6 +122,72 @@ class Applier:
             else:
                 raise
         return status
+
+    async def _fresh(self, job: JobView) -> dict[str, Any]:
+        """The job as it is now, prompt included.
+
+        Raises:
+            Stale: it is not the one that the decision was made from.
+        """
+        fresh = await self._client.get(jobs_path(job.namespace, job.name))
+        if fresh is None or fresh["metadata"]["uid"] != job.uid:
+            self._cache.drop_job(job.key, job.uid)
+            raise Stale("the job is gone")
+        if fresh["metadata"]["resourceVersion"] != job.resource_version:
+            self._cache.put_job(fresh)
+            raise Stale("the job has changed")
+        return fresh
+
+    async def _hand_over(self, job: JobView, name: str) -> JobStatus | None:
+        """Give the job the warm pod that its status names; the status to write when the pod is not to be had.
+
+        It is not, for good, when it is gone, has ended or has another owner: whatever is still under way then meets
+        a version of the pod that is no more. As long as it waits, it is this job's or nobody's.
+        """
+        fresh = await self._fresh(job)
+        pod = await self._reserved(job, name)
+        if pod is None or not pod.free:
+            return report.unreserved(job.status)
+        status, now = job.status, datetime.now(UTC)
+        try:
+            body = hand_over(pod, fresh, status.attempt, status.session_id or "", status.cost_usd, self._settings, now)
+        except (PodBuildError, ValidationError) as error:
+            return self._unbuildable(job, str(error))
+        try:
+            answer = await self._client.request("PATCH", pods_path(job.namespace, name), body, content_type=MERGE_PATCH)
+        except ApiError as error:
+            if error.status in (404, 409):
+                raise Stale(f"pod {name} has changed") from error
+            if error.status == 403:
+                self._pools.forbidden(error)
+                return report.unreserved(job.status)
+            if error.status in (400, 422):
+                return self._unbuildable(job, f"the API server rejects the pod: {error.message}")
+            raise
+        self._pools.saw(job.namespace, name, answer)
+        self._cache.put_pod(answer)
+        return None
+
+    async def _take_back(self, job: JobView, name: str) -> JobStatus:
+        """End a reservation; the status to write. A patch whose answer was lost may still come: only a pod that goes is
+        surely not the job's."""
+        pod = await self._reserved(job, name)
+        if pod is not None and not await self._pools.delete(pod):
+            raise Stale(f"pod {name} has changed")
+        return report.unreserved(job.status)
+
+    async def _reserved(self, job: JobView, name: str) -> WarmPod | None:
+        """The reserved pod as it is now; ``None`` when it is gone, or another job's.
+
+        Raises:
+            Stale: it is this job's already: it was given to it before a crash, or by another operator.
+        """
+        obj = await self._client.get(pods_path(job.namespace, name))
+        self._pools.saw(job.namespace, name, obj)
+        view = self._cache.put_pod(obj) if obj else None
+        if view is not None and view.job_uid == job.uid:
+            raise Stale(f"pod {name} is the job's already")
+        return WarmPod.parse(obj) if obj else None
 
     async def _ensure_claim(self, job: JobView, name: str) -> None:
         """Make the job's claim, unless it was made by an earlier attempt, or before a crash.

@@ -22,6 +22,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
 from claudejobs.api.base import GROUP, PLURAL, VERSION
+from claudejobs.api.pool import POOL_PLURAL
 from claudejobs.api.queue import QUEUE_PLURAL
 from claudejobs.reconcile.views import MANAGED_BY_LABEL, MANAGER
 
@@ -71,6 +72,11 @@ def jobs_path(namespace: str | None, name: str | None = None, subresource: str =
 def queues_path(namespace: str | None, name: str | None = None, subresource: str = "") -> str:
     """Path of the ClaudeCodeQueues of a namespace (``None``: of all), or of one."""
     return _path(f"/apis/{GROUP}/{VERSION}", QUEUE_PLURAL, namespace, name, subresource)
+
+
+def pools_path(namespace: str | None, name: str | None = None, subresource: str = "") -> str:
+    """Path of the ClaudeCodePools of a namespace (``None``: of all), or of one."""
+    return _path(f"/apis/{GROUP}/{VERSION}", POOL_PLURAL, namespace, name, subresource)
 
 
 def pods_path(namespace: str | None, name: str | None = None, subresource: str = "") -> str:

@@ -22,6 +22,7 @@ from .apply import Applier, Stale
 from .cache import Cache
 from .client import POD_SELECTOR, ApiError, KubeClient, jobs_path, pods_path
 from .logs import LogFollowers
+from .pools import Pools
 from .workqueue import QueueClosed, WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class Controller:
         self._settings = settings
         self._queue: WorkQueue[Key] = WorkQueue()
         self._cache = Cache()
-        self._applier = Applier(client, self._cache, settings, metrics)
+        self.pools = Pools(client, settings)
+        self._applier = Applier(client, self._cache, self.pools, settings, metrics)
         self._admission = Admission(
             Limits(settings.max_concurrent_jobs, settings.max_jobs_per_namespace, settings.max_jobs_per_user)
         )
@@ -77,12 +79,14 @@ class Controller:
         await self.resync()
         self._workers = [asyncio.create_task(self._work(), name=f"worker {n}") for n in range(self._settings.workers)]
         self._resync_task = asyncio.create_task(self._resync_periodically(), name="resync")
+        self.pools.start()
 
     async def stop(self, timeout: float = 10.0) -> None:
         """Let running reconciliations end, at most ``timeout`` seconds, and stop."""
         self._queue.close()
         if self._resync_task:
             self._resync_task.cancel()
+        await self.pools.stop()
         if self._workers:
             _, late = await asyncio.wait(self._workers, timeout=timeout)
             for task in late:
@@ -100,6 +104,7 @@ class Controller:
 
     def on_pod(self, event: str | None, obj: dict[str, Any]) -> None:
         """An event of a pod: remember it and look at its job."""
+        self.pools.on_pod(event, obj)
         pod = self._cache.put_pod(obj)
         if pod is None:
             return
@@ -143,11 +148,16 @@ class Controller:
                 self._cache.put_job(obj)
                 jobs.add((obj["metadata"]["namespace"], obj["metadata"]["name"]))
         before_pods = self._cache.all_pods()
+        waiting = self.pools.pods
+        there = set()
         for namespace in namespaces:
             async for obj in self._client.list(pods_path(namespace), POD_SELECTOR):
+                self.pools.on_pod(None, obj)
+                there.add(obj["metadata"]["uid"])
                 pod = self._cache.put_pod(obj)
                 if pod:
                     pods.add(pod.uid)
+        await self.pools.resync(namespaces, [pod for pod in waiting if pod.uid not in there])
         for key, job in before_jobs.items():
             if key not in jobs:
                 self._job_gone(key, job.uid)
@@ -247,13 +257,15 @@ class Controller:
             now=datetime.now(UTC),
             dependencies=self._cache.dependencies_of(job),
             cycle=self._cache.cycle_of(job),
+            warm=self.pools.offer(job),
         )
         decision = decide(seen, self._settings)
+        self.pools.hold(key, decision.reserve or decision.hand_over or decision.take_back)
         if decision.delete_job and self._untold(job):
             # Once the job is gone, only its row tells how it ended: a crash now would make that "the job was deleted".
             self._queue.add_after(key, ROW_PATIENCE)
             return
-        if decision.create is not None:
+        if decision.create is not None or decision.reserve is not None:
             self._admission.hold(_claim(job))  # before the first await, so that no other worker takes the slot
             self._starting.add(key)
         try:
@@ -337,6 +349,7 @@ class Controller:
 
     def _forget(self, key: Key) -> None:
         self._applier.forget(key)
+        self.pools.hold(key, None)
         self._queue.forget(key)
         if self._admission.release(key):
             self._wake_waiting()

@@ -1,4 +1,4 @@
-"""Watches jobs, pods and queues through Kopf, in a thread with an event loop of its own.
+"""Watches jobs, pods, queues and pools through Kopf, in a thread with an event loop of its own.
 
 Kopf is used as a watch only: its handlers return nothing, so it writes nothing, and what must happen is decided
 elsewhere from the state seen. It has its own loop because it cancels, when it stops, every task that was born
@@ -16,6 +16,7 @@ from typing import Any
 import kopf
 
 from claudejobs.api.base import GROUP, PLURAL, VERSION
+from claudejobs.api.pool import POOL_PLURAL
 from claudejobs.api.queue import QUEUE_PLURAL
 from claudejobs.settings import Settings
 
@@ -42,13 +43,18 @@ class _NoDiffs(kopf.DiffBaseStorage):
 
 
 class Watch:
-    """Feeds the events of jobs, pods and queues to their handlers, on the event loop that ``start`` was called on."""
+    """Feeds the events of jobs, pods, queues and pools to their handlers, on the event loop that ``start`` was called
+    on."""
 
-    def __init__(self, settings: Settings, on_job: Handler, on_pod: Handler, on_queue: Handler) -> None:
+    def __init__(
+        self, settings: Settings, on_job: Handler, on_pod: Handler, on_queue: Handler, on_pool: Handler
+    ) -> None:
         self._namespaces = settings.watch_namespaces
+        self._pools = settings.warm_pools
         self._on_job = on_job
         self._on_pod = on_pod
         self._on_queue = on_queue
+        self._on_pool = on_pool
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.failed = asyncio.Event()
@@ -101,6 +107,12 @@ class Watch:
         @kopf.on.event(GROUP, VERSION, QUEUE_PLURAL, registry=registry)
         async def queue_event(event: Any, **_: Any) -> None:
             forward(self._on_queue, event)
+
+        if self._pools:
+
+            @kopf.on.event(GROUP, VERSION, POOL_PLURAL, registry=registry)
+            async def pool_event(event: Any, **_: Any) -> None:
+                forward(self._on_pool, event)
 
         return registry
 

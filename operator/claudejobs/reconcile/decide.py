@@ -19,7 +19,7 @@ from claudejobs.settings import Settings
 from . import kueue, report
 from .claim import own_claim
 from .endings import Ending, ending_of, lost
-from .pod import ignored_fields
+from .pod import ignored_fields, pod_name
 from .retry import Verdict, verdict_on
 from .starting import hindrance_of
 from .views import JobView, LiveReport, PodView
@@ -48,6 +48,7 @@ class Seen:
         dependencies: the phase of each job of ``spec.dependsOn``; ``None`` where there is no such job.
         cycle: jobs that depend on one another in a circle, this one among them; empty when there is none.
         admitted: whether the concurrency limits let the job have a pod.
+        warm: name of a pod that waits for a job like this one.
     """
 
     job: JobView
@@ -58,6 +59,7 @@ class Seen:
     now: datetime
     dependencies: Mapping[str, Phase | None] = field(default_factory=dict)
     cycle: Sequence[str] = ()
+    warm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ class Decision:
     Attributes:
         status: the status that should be there; ``None`` leaves it.
         create: number of the attempt whose pod is to be made.
+        reserve: name of the warm pod that the status speaks of from now on; it is handed over by the next decision.
+        hand_over: name of the warm pod that is to become the open attempt's.
+        take_back: name of the warm pod whose reservation is to end, the pod with it.
         claim: the job's own PersistentVolumeClaim, which the pod needs; it is made when it is not there.
         confirm_gone: a pod that must be asked for at the API server before this decision is carried out; if it
             exists after all, the decision is void, because the view was behind.
@@ -84,6 +89,9 @@ class Decision:
 
     status: JobStatus | None = None
     create: int | None = None
+    reserve: str | None = None
+    hand_over: str | None = None
+    take_back: str | None = None
     claim: str | None = None
     delete_pods: tuple[PodDeletion, ...] = ()
     confirm_gone: str | None = None
@@ -107,8 +115,7 @@ def decide(seen: Seen, settings: Settings) -> Decision:
         return replace(_between_attempts(seen, status, settings), delete_pods=_leftovers(seen))
     pod = next((p for p in seen.pods if p.attempt == attempt.attempt), None)
     if pod is None:
-        decision = _ended(seen, status, lost(seen.live, attempt.pod_name), settings)
-        return replace(decision, confirm_gone=attempt.pod_name)
+        return _without_pod(seen, status, attempt, settings)
     return _with_pod(seen, status, pod, settings)
 
 
@@ -143,7 +150,7 @@ def _base(seen: Seen) -> JobStatus:
     status = seen.job.status
     made = next((p for p in seen.pods if p.attempt == status.attempt + 1), None)
     if made and not status.open_attempt:
-        status = report.attempt_started(status, made.attempt, seen.job, made.created)
+        status = report.attempt_started(status, made.attempt, made.name, seen.job, made.created)
     return status.model_copy(update={"observed_generation": seen.job.generation})
 
 
@@ -202,7 +209,11 @@ def _between_attempts(seen: Seen, status: JobStatus, settings: Settings) -> Deci
     refused = kueue.refused(job.kueue_labels, settings.allowed_priority_classes)
     ignored = [*ignored_fields(job.spec, settings), *(f"metadata.labels[{label}]" for label in refused)]
     status = report.fields_ignored(status, ignored, job, now)
-    status = report.attempt_started(status, number, job, now)
+    if seen.warm:
+        # Here the status comes first: which pod the attempt has must be settled before any pod learns of the job.
+        status = report.reserved(report.attempt_started(status, number, seen.warm, job, now), seen.warm)
+        return Decision(status=status, reserve=seen.warm, confirm_gone=unseen, after=0.0)
+    status = report.attempt_started(status, number, pod_name(job.name, number), job, now)
     claim = own_claim(job.spec, job.name, job.uid)
     return Decision(create=number, claim=claim, status=status, confirm_gone=unseen, after=float(settings.start_timeout))
 
@@ -217,6 +228,16 @@ def _held_back(seen: Seen, status: JobStatus, pod: PodView) -> Decision:
     if young > 0:
         return Decision(status=status, after=young)
     return Decision(status=held, after=left if left < inf else None)
+
+
+def _without_pod(seen: Seen, status: JobStatus, attempt: AttemptStatus, settings: Settings) -> Decision:
+    """An attempt is open, and its pod is not seen: it is gone, or a warm pod that has not learned of the job yet."""
+    if status.reason != report.RESERVED:
+        decision = _ended(seen, status, lost(seen.live, attempt.pod_name), settings)
+        return replace(decision, confirm_gone=attempt.pod_name)
+    if seen.job.spec.cancel or seen.job.spec.suspend or _time_left(seen, status) <= 0:
+        return Decision(take_back=attempt.pod_name, after=0.0)
+    return Decision(hand_over=attempt.pod_name, after=0.0)
 
 
 def _starting(seen: Seen, status: JobStatus, pod: PodView, settings: Settings) -> Decision:

@@ -75,15 +75,11 @@ def build_pod(
     """
     meta = job["metadata"]
     spec = JobSpec.model_validate(job["spec"])
-    template = spec.pod_template
     timeout = spec.timeout_seconds or settings.job_timeout
     deadline = timeout + settings.start_timeout + spec.termination_grace_period_seconds + DEADLINE_MARGIN
-    labels = {k: v for k, v in template.labels.items() if _allowed(k, settings)}
+    labels, annotations = allowed_metadata(spec.pod_template, settings)
     labels |= _kueue_labels(meta.get("labels") or {}, settings)
-    annotations = {k: v for k, v in template.annotations.items() if _allowed(k, settings)}
-    volumes = _volumes(spec, workspace_claim(spec, meta["name"], meta["uid"]))
-    container = _container(spec, volumes, settings)
-    init = checkout.init_containers(spec, container)
+    claim = workspace_claim(spec, meta["name"], meta["uid"])
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -115,26 +111,45 @@ def build_pod(
                 }
             ],
         },
-        "spec": {
-            "restartPolicy": "Never",
-            "activeDeadlineSeconds": deadline,
-            "terminationGracePeriodSeconds": spec.termination_grace_period_seconds,
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            **({} if settings.host_users else {"hostUsers": False}),
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            **({"initContainers": init} if init else {}),
-            "containers": [container],
-            "volumes": [*volumes, *credentials.volumes(deadline, settings), *checkout.volumes(spec)],
-            **_scheduling(template, settings),
+        "spec": pod_spec(spec, claim, deadline, settings) | {"activeDeadlineSeconds": deadline},
+    }
+
+
+def allowed_metadata(template: PodTemplate, settings: Settings) -> tuple[dict[str, str], dict[str, str]]:
+    """The author's labels and annotations, as far as the operator lets them reach pods."""
+    labels = {k: v for k, v in template.labels.items() if _allowed(k, settings)}
+    annotations = {k: v for k, v in template.annotations.items() if _allowed(k, settings)}
+    return labels, annotations
+
+
+def pod_spec(spec: JobSpec, claim: str | None, deadline: int, settings: Settings) -> dict[str, Any]:
+    """The spec of a job's pod, but for the deadline by which the kubelet ends it.
+
+    Args:
+        claim: the workspace's claim, ``None`` for an ``emptyDir``.
+        deadline: seconds that the pod may live, which its token outlives.
+    """
+    volumes = _volumes(spec, claim)
+    container = _container(spec, volumes, settings)
+    init = checkout.init_containers(spec, container)
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": spec.termination_grace_period_seconds,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        **({} if settings.host_users else {"hostUsers": False}),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
+        **({"initContainers": init} if init else {}),
+        "containers": [container],
+        "volumes": [*volumes, *credentials.volumes(deadline, settings), *checkout.volumes(spec)],
+        **_scheduling(spec.pod_template, settings),
     }
 
 

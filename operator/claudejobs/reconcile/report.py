@@ -21,12 +21,14 @@ from claudejobs.api.status import (
 
 from .claim import own_claim
 from .endings import Ending
-from .pod import pod_name
 from .starting import Hindrance
 from .views import JobView, LiveReport, PodView
 
 _SESSIONS = uuid.UUID("0d5ae0b4-37f4-4be6-8a36-6e2f5b2b9c0e")
 
+
+RESERVED = "Reserved"
+"""Reason of a status that names a warm pod which was not handed over yet, as far as is known."""
 
 MAX_RESULT_TEXT = 48 * 1024
 """Characters of the agent's answer that the status holds. The runner cuts it so; a forged event might not."""
@@ -48,9 +50,9 @@ def with_message(status: JobStatus, reason: str, message: str) -> JobStatus:
     return status.model_copy(update={"reason": reason, "message": message})
 
 
-def attempt_started(status: JobStatus, number: int, job: JobView, now: datetime) -> JobStatus:
-    """The pod of an attempt is made."""
-    name, session, now = pod_name(job.name, number), session_id(job.uid), _seconds(now)
+def attempt_started(status: JobStatus, number: int, name: str, job: JobView, now: datetime) -> JobStatus:
+    """An attempt has its pod, called ``name``."""
+    session, now = session_id(job.uid), _seconds(now)
     attempt = AttemptStatus(attempt=number, pod_name=name, start_time=now, session_id=session)
     if _condition(status, ConditionType.STARTED):  # it spoke of the attempt before
         text = f"pod {name} is starting"
@@ -71,6 +73,20 @@ def attempt_started(status: JobStatus, number: int, job: JobView, now: datetime)
             "start_time": status.start_time or now,
         }
     )
+
+
+def reserved(status: JobStatus, name: str) -> JobStatus:
+    """The attempt that was just started has a warm pod, which does not know of the job yet."""
+    return with_message(status, RESERVED, f"pod {name}, which was started ahead, is taken")
+
+
+def unreserved(status: JobStatus) -> JobStatus:
+    """The warm pod that the open attempt has reserved is not to be had: the attempt has not been."""
+    attempts = status.attempts[:-1]
+    status = status.model_copy(update={"attempts": attempts, "attempt": status.attempt - 1})
+    if not attempts:
+        status = status.model_copy(update={"start_time": None})
+    return waiting(status, Phase.PENDING, "WarmPodLost", "the pod that was started ahead is gone; another one is taken")
 
 
 def starting(status: JobStatus, hindrance: Hindrance | None, job: JobView, now: datetime) -> JobStatus:

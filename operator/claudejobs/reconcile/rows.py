@@ -8,6 +8,7 @@ from claudejobs.api.categories import Category
 from claudejobs.api.process_state import ProcessState, ProcessStatus, process_id
 from claudejobs.api.status import AttemptStatus, JobStatus, Phase
 
+from .report import RESERVED
 from .views import JobView, LiveReport
 
 _OUTCOMES = {
@@ -25,6 +26,8 @@ def row_of(job: JobView, status: JobStatus, live: LiveReport | None) -> ProcessS
     attempt 0, and one that is cancelled between two attempts a row of the attempt that was never made, so that a
     reader who waits for its task sees the end.
     """
+    if status.reason == RESERVED:
+        return None  # the attempt has no pod yet, and may come to nothing
     attempt = status.attempts[-1] if status.attempts else None
     if attempt is None:
         return _never_ran(job, status, 0) if status.phase.terminal else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from math import inf
@@ -18,14 +19,19 @@ from typing import Any, Literal, TypeVar, cast
 
 from claudejobs.api.base import KIND
 from claudejobs.api.events import RunnerResult, parse_result
+from claudejobs.api.pool import PoolSpec, PoolStatus
 from claudejobs.api.process_state import ProcessState, process_id
 from claudejobs.api.status import AttemptStatus, JobStatus, Phase
 from claudejobs.kube.apply import Applier, Stale
 from claudejobs.kube.cache import Cache
 from claudejobs.kube.client import ApiError, KubeClient
+from claudejobs.kube.pools import Pools
+from claudejobs.kube.workqueue import WorkQueue
 from claudejobs.reconcile.decide import Decision, Seen, decide
+from claudejobs.reconcile.pool import PoolView, build_warm_pod
+from claudejobs.reconcile.report import RESERVED
 from claudejobs.reconcile.rows import row_of, rows_of
-from claudejobs.reconcile.views import ATTEMPT_LABEL, CONTAINER, JobView, LiveReport
+from claudejobs.reconcile.views import ATTEMPT_LABEL, CONTAINER, JobView, Key, LiveReport
 from claudejobs.settings import Settings
 
 from .objects import NOW, Json, job_object, stamp
@@ -45,12 +51,13 @@ class Cut:
     """What befalls the ``call``-th API call of one reconciliation.
 
     Attributes:
-        how: ``crash-`` ends the operator, ``error-`` loses the request or its answer; ``none`` lets it pass.
+        how: ``crash-`` ends the operator, ``error-`` loses the request or its answer; ``none`` lets it pass. ``late``
+            is an error, too, and the hand-over of a warm pod comes when ``ApiServer.late`` is called.
         meanwhile: what happens just before the call.
     """
 
     call: int
-    how: Literal["none", "crash-before", "crash-after", "error-before", "error-after"] = "none"
+    how: Literal["none", "crash-before", "crash-after", "error-before", "error-after", "late"] = "none"
     meanwhile: Callable[[], None] = lambda: None
 
 
@@ -65,10 +72,15 @@ class Process:
 
     attempt: int
     pod_name: str
-    state: Literal["waiting", "running", "ended"] = "waiting"
+    state: Literal["idle", "waiting", "running", "ended"] = "waiting"
     hung: bool = False
     excused: bool = False
     log: list[LiveReport] = field(default_factory=lambda: [LiveReport()])
+
+    @property
+    def live(self) -> bool:
+        """Whether it is a job's, and may run: in a pod that waits for one nothing does."""
+        return self.state in ("waiting", "running")
 
 
 @dataclass(frozen=True)
@@ -103,17 +115,21 @@ class ApiServer:
         self.pod_events: list[tuple[str, Json]] = []
         self.status_writes = 0
         self.created: list[int] = []
+        self.handed_over = 0
         self.calls = 0
         self.cut: Cut | None = None
+        self.late: list[Callable[[], Json]] = []
 
     # What the operator calls, with the signatures of KubeClient.
 
     async def get(self, path: str, params: dict[str, str] | None = None) -> Json | None:
         return self._call(lambda: copy.deepcopy(self._find(path)))
 
-    async def request(self, method: str, path: str, body: Json | None = None) -> Json:
+    async def request(self, method: str, path: str, body: Json | None = None, content_type: str = "") -> Json:
         assert body is not None
-        act = {"POST": self._create_pod, "DELETE": self._delete}[method]
+        act = {"POST": self._create_pod, "DELETE": self._delete, "PATCH": self._hand_over}[method]
+        if method == "PATCH" and self.cut and self.cut.how == "late":
+            self.late.append(lambda: self._hand_over(path, body, late=True))
         return self._call(lambda: copy.deepcopy(act(path, copy.deepcopy(body))))
 
     async def patch_status(self, namespace: str, name: str, resource_version: str, status: Json) -> Json:
@@ -125,7 +141,7 @@ class ApiServer:
         cut.meanwhile()
         if cut.how == "crash-before":
             raise Crash
-        if cut.how == "error-before":
+        if cut.how in ("error-before", "late"):
             raise ApiError(0, "ServerDisconnected", "the request was lost")
         answer = effect()
         if cut.how == "crash-after":
@@ -153,12 +169,45 @@ class ApiServer:
         self._world.processes[uid] = Process(number, name)
         return self.changed(body, "ADDED")
 
+    def _hand_over(self, path: str, body: Json, late: bool = False) -> Json:
+        pod, meta = self._find(path), body["metadata"]
+        if pod is None:
+            raise ApiError(404, "NotFound", "not found")
+        if any(pod["metadata"][key] != meta[key] for key in ("uid", "resourceVersion")):
+            raise ApiError(409, "Conflict", "the object has been modified")
+        self._check_hand_over(pod, late)
+        for part in ("labels", "annotations"):
+            pod["metadata"][part] |= meta[part]
+        pod["metadata"]["ownerReferences"] = meta["ownerReferences"]
+        pod["spec"] |= body["spec"]
+        process = self._world.process(pod)
+        process.state, process.attempt = "running", int(meta["labels"][ATTEMPT_LABEL])
+        self.handed_over += 1
+        return self.changed(pod)
+
+    def add_warm(self, body: Json) -> None:
+        """A pod of a pool, whose runner waits."""
+        uid = f"pod-{len(self._world.processes)}"
+        name, now = f"ready-warm-{uid}", stamp(self._world.now)
+        body["kind"] = "Pod"
+        body["metadata"] |= {"name": name, "uid": uid, "creationTimestamp": now}
+        body["spec"]["nodeName"] = "node-a"
+        state = {"running": {"startedAt": now}}
+        running = {"phase": "Running", "startTime": now}
+        body["status"] = running | {"containerStatuses": [{"name": CONTAINER, "state": state}]}
+        self.pods[name] = body
+        self._world.processes[uid] = Process(0, name, "idle")
+        self.changed(body, "ADDED")
+
     def _delete(self, path: str, body: Json) -> Json:
         obj = self._find(path)
         if obj is None:
             raise ApiError(404, "NotFound", "not found")
         if obj["metadata"]["uid"] != body["preconditions"]["uid"]:
             raise ApiError(409, "Conflict", "the UID in the precondition does not match")
+        version = obj["metadata"]["resourceVersion"]
+        if body["preconditions"].get("resourceVersion", version) != version:
+            raise ApiError(409, "Conflict", "the version in the precondition does not match")
         if obj is self.job:
             self.remove_job()
             return {"kind": "Status"}
@@ -172,6 +221,8 @@ class ApiServer:
             raise ApiError(409, "Conflict", "the object has been modified")
         old = self.job.get("status", {})
         new = {k: v for k, v in (old | status).items() if v is not None}
+        if new.get("reason") == RESERVED != old.get("reason"):
+            self._check_creation(new["attempt"])
         self._check_status(old, new)
         self.status_writes += 1
         self.job["status"] = new
@@ -214,7 +265,8 @@ class ApiServer:
         self.changed(self.job, "DELETED")
         self.job = None
         for pod in list(self.pods.values()):
-            self.delete_pod(pod)
+            if pod["metadata"]["ownerReferences"][0]["kind"] == KIND:
+                self.delete_pod(pod)
 
     # What must hold. Bounds and deadline count from the last rerun.
 
@@ -225,7 +277,7 @@ class ApiServer:
         known = world.operator.cache.jobs[KEY]
         assert not known.spec.cancel, "a pod was made after the cancel was seen"
         assert not known.spec.suspend, "a pod was made after the suspension was seen"
-        others = [p for p in world.processes.values() if p.state != "ended" and not p.excused]
+        others = [p for p in world.processes.values() if p.live and not p.excused]
         assert not others, f"pod {number} was made while pod {others[0].attempt} may still run"
         status = JobStatus.model_validate(job.get("status", {}))
         assert world.admitted, "a pod was made without a slot"
@@ -239,6 +291,21 @@ class ApiServer:
         suspended = sum(a.outcome == "suspended" for a in status.attempts[forgiven:])
         counted = number - forgiven - suspended
         assert counted <= world.most_attempts, f"{counted} attempts were made, {world.most_attempts} are allowed"
+
+    def _check_hand_over(self, pod: Json, late: bool) -> None:
+        world, job = self._world, self.job
+        assert world.process(pod).state == "idle", "a pod was given to a job that is not new"
+        if job is None:
+            assert late, "a pod was given to a job that is gone"
+            return
+        status = JobStatus.model_validate(job.get("status", {}))
+        name, open_attempt = pod["metadata"]["name"], status.open_attempt
+        named = open_attempt.pod_name if open_attempt else None
+        assert named == name, f"pod {name} was given to a job that does not name it"
+        others = [p for p in world.processes.values() if p.live and not p.excused]
+        assert not others, f"pod {name} was given to a job while pod {others[0].attempt} may still run"
+        known = world.operator.cache.jobs[KEY].spec if world.operator and not late else None
+        assert not (known and (known.cancel or known.suspend)), "a pod was given to a job that is not to run"
 
     def _check_status(self, old: Json, new: Json) -> None:
         status = JobStatus.model_validate(new)
@@ -292,6 +359,13 @@ class ApiServer:
         assert new.attempts_forgiven == old.attempt, "a rerun does not count anew"
 
 
+class NoWork(WorkQueue[Key]):
+    """How many pods a pool has is for the world to say."""
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        pass
+
+
 class Operator:
     """One life of the operator's process: it lists everything, then lives on what it is told.
 
@@ -301,7 +375,9 @@ class Operator:
     def __init__(self, world: World, behind: int = 0) -> None:
         self._world = world
         self.cache = Cache()
-        self._applier = Applier(cast(KubeClient, world.api), self.cache, world.settings)
+        api = cast(KubeClient, world.api)
+        self._pools = Pools(api, world.settings.model_copy(update={"warm_pools": True}), NoWork())
+        self._applier = Applier(api, self.cache, self._pools, world.settings)
         self._live: dict[str, LiveReport] = {}
         self._jobs_heard, self._pods_heard = len(world.api.job_events), 0
         if behind:
@@ -316,11 +392,13 @@ class Operator:
         self.list_jobs()
         api = self._world.api
         for pod in api.pods.values():
+            self._pools.on_pod(None, copy.deepcopy(pod))
             self.cache.put_pod(copy.deepcopy(pod))
         there = {pod["metadata"]["uid"] for pod in api.pods.values()}
         for view in self.cache.all_pods():
             if view.uid not in there:
                 self.cache.drop_pod(view.job, view.name, view.uid)
+        finish(self._pools.resync([], [pod for pod in self._pools.pods if pod.uid not in there]))
 
     def list_jobs(self) -> None:
         """List the jobs, and mirror what they say of all their attempts."""
@@ -347,6 +425,7 @@ class Operator:
                 self.cache.put_job(obj)
         for event, obj in api.pod_events[self._pods_heard : self._pods_heard + pods]:
             self._pods_heard += 1
+            self._pools.on_pod(event, copy.deepcopy(obj))
             view = self.cache.put_pod(obj)
             if event == "DELETED" and view:
                 self.cache.drop_pod(view.job, view.name, view.uid)
@@ -378,9 +457,11 @@ class Operator:
             now=self._world.now,
             dependencies=self.cache.dependencies_of(job),
             cycle=self.cache.cycle_of(job),
+            warm=self._pools.offer(job),
         )
         decision = self._world.decide(seen, self._world.settings)
         assert decision == self._world.decide(seen, self._world.settings), "the same view, and another decision"
+        self._pools.hold(KEY, decision.reserve or decision.hand_over or decision.take_back)
         try:
             return finish(self._applier.apply(job, decision))
         except (Stale, ApiError):
@@ -469,6 +550,22 @@ class World:
     def process(self, pod: Json) -> Process:
         return self.processes[pod["metadata"]["uid"]]
 
+    def add_warm(self) -> None:
+        """A pool makes a pod that waits for a job like this one."""
+        if self.job is not None:
+            spec = self.job["spec"]
+            template = {"terminationGracePeriodSeconds": spec.get("terminationGracePeriodSeconds", 15)}
+            pool = PoolSpec.model_validate({"size": 1, "template": template})
+            view = PoolView("team", "ready", "pool-uid", "1", 1, deleting=False, spec=pool, status=PoolStatus())
+            self.api.add_warm(build_warm_pod(view, self.settings))
+
+    def late_requests(self) -> None:
+        """What was on its way arrives."""
+        for request in self.api.late:
+            with suppress(ApiError):
+                request()
+        self.api.late.clear()
+
     def start(self, pod: Json) -> None:
         """The scheduler binds a pod; then the kubelet starts its container."""
         process = self.process(pod)
@@ -525,6 +622,10 @@ class World:
         if process.hung:
             return
         deleted, phase = "deletionTimestamp" in pod["metadata"], pod["status"]["phase"]
+        if process.state == "idle":
+            if deleted:
+                self.api.remove_pod(pod)
+            return
         stillborn = deleted and "nodeName" not in pod["spec"]
         if phase in ("Succeeded", "Failed") or stillborn or (deleted and process.state == "waiting"):
             if deleted:
@@ -618,6 +719,7 @@ class World:
     def calm(self, rounds: int = 150) -> None:
         """Nothing bad happens any more: let everything take its course, for a bounded time."""
         self.hindrance = None
+        self.late_requests()
         for process in self.processes.values():
             process.hung = False
             if process.state == "running" and process.pod_name not in self.api.pods:
@@ -626,7 +728,7 @@ class World:
             for pod in list(self.api.pods.values()):
                 self.take_its_course(pod, self.calm_end)
             after = self._look()
-            busy = any(process.state != "ended" for process in self.processes.values())
+            busy = any(process.live for process in self.processes.values())
             self.pass_time(1 if busy else max(after or 0, 1))
             if self.at_rest():
                 return
@@ -661,7 +763,7 @@ class World:
 
     def at_rest(self) -> bool:
         """Whether the job is at its end, or waits for what only others can give, and nothing of it runs."""
-        if any(p.state != "ended" and not p.excused for p in self.processes.values()):
+        if any(p.live and not p.excused for p in self.processes.values()):
             return False
         if self.job is None:
             return True
