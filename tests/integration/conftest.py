@@ -1,6 +1,20 @@
 """Fixtures of the integration tests."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
 from tests.integration.postgres import postgres_server
 from tests.integration.test_store_support import db, postgres_db, store_errors
+from tests.support.redis import RedisServer
 
 __all__ = ["db", "postgres_db", "postgres_server", "store_errors"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis of the file's own, with persistence and without a password."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server

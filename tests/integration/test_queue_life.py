@@ -18,12 +18,6 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def other(cluster: Cluster) -> Iterator[Namespace]:
     """Another namespace that the operator watches."""
     yield from make_namespace(cluster)

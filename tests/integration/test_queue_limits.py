@@ -19,12 +19,6 @@ SLOTS = 2
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def intake(cluster: Cluster, server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with bench(cluster, server, tmp_path_factory.mktemp("operator"), max_concurrent_jobs=SLOTS) as made:
         yield made

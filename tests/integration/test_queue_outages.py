@@ -25,12 +25,6 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def intake(cluster: Cluster, server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with bench(cluster, server, tmp_path_factory.mktemp("operator")) as made:
         yield made
