@@ -174,6 +174,19 @@ class TestState:
         assert (away.counts.waiting, away.lag_seconds, away.last_error) == (2, 90, "Redis: gone")
         assert self.conditions(away)["Connected"] == ("False", "RedisAway")
 
+    def test_an_error_that_goes_on_is_one_write(self) -> None:
+        def look(status: QueueStatus, answers: bool, text: str, after: float) -> QueueStatus:
+            return state.connected(status, None, answers, (text, NOW.timestamp() + after), 1, NOW)
+
+        began = look(QueueStatus(connected=True), False, "refused", 0)
+        assert look(began, False, "refused", 5) == began
+        other = look(began, False, "wrong password", 10)
+        assert other.last_error_time == NOW + timedelta(seconds=10)
+        back = look(other, True, "wrong password", 10)
+        assert back.connected
+        again = look(back, False, "wrong password", 60)
+        assert again.last_error_time == NOW + timedelta(seconds=60)
+
     @pytest.mark.parametrize(
         ("version", "expected"),
         [

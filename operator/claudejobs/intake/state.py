@@ -48,7 +48,8 @@ def connected(
         truth = ("False", "RedisAway", last_error) if last_error else ("Unknown", "NotAsked", "Redis was not asked yet")
     conditions = with_condition(status.conditions, "Connected", *truth, generation, now)
     update: dict[str, object] = {"connected": answers, "conditions": conditions}
-    if last_error and when:
+    # An error that goes on keeps the time at which it began: a new one each time would be a write each time.
+    if last_error and when and (answers or status.connected or status.last_error != last_error):
         update |= {"last_error": last_error, "last_error_time": datetime.fromtimestamp(int(when), UTC)}
     if snapshot and answers:
         oldest = snapshot.oldest
