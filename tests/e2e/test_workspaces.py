@@ -263,8 +263,8 @@ async def test_a_lasting_workspace_lets_the_next_attempt_go_on(
     workspace = {"persistentVolumeClaim": {"claimName": claim_name}} | git(url)
     namespace.apply(job(name, "Remember the heron.\nscript: slow 100", workspace=workspace, workingDirectory="work"))
     begun = folder / "work/begun.txt"
-    wait_for(begun.exists, "the tool runs", 60)
-    first = begun.read_text()
+    # The shell makes the file before it is written.
+    first = wait_for(lambda: begun.exists() and begun.read_text(), "the tool runs", 60)
     (folder / "work/README.md").write_text("changed by the agent\n")
     namespace.kubectl("delete", "pod", f"{name}-1", "--force", "--grace-period=0")
     status = namespace.wait_phase(name, "Completed", "Failed", timeout=80)
