@@ -81,8 +81,7 @@ class Pools:
             self._pods[new.uid] = new
             self._queue.wake(new.pool)
         elif old is not None:
-            del self._pods[old.uid]
-            self._queue.add_after(old.pool, REFILL_SECONDS)
+            self._left(old)
 
     def saw(self, namespace: str, name: str, obj: dict[str, Any] | None) -> None:
         """A pod of this name as it is now; ``None``: it is gone."""
@@ -91,8 +90,12 @@ class Pools:
             return
         for pod in self.pods:
             if (pod.namespace, pod.name) == (namespace, name):
-                del self._pods[pod.uid]
-                self._queue.add_after(pod.pool, REFILL_SECONDS)
+                self._left(pod)
+
+    def _left(self, pod: WarmPod) -> None:
+        """A pod is not its pool's any more."""
+        del self._pods[pod.uid]
+        self._queue.add_after(pod.pool, REFILL_SECONDS)
 
     async def resync(self, namespaces: list[str | None], gone: list[WarmPod]) -> None:
         """List the pools anew, drop pods that are gone, and look at every pool.
@@ -167,9 +170,10 @@ class Pools:
             await self.delete(pod)
         pause, message = self.pause(key, todo), todo.message
         refused = False
+        wanted = 0 if pause else todo.create
+        body = build_warm_pod(pool, self._settings) if wanted else {}
         try:
-            for _ in range(0 if pause else todo.create):
-                body = build_warm_pod(pool, self._settings)
+            for _ in range(wanted):
                 self.on_pod(None, await self._client.request("POST", pods_path(pool.namespace), body))
         except ApiError as error:
             if error.status not in (400, 403, 422):

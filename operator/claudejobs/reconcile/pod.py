@@ -75,8 +75,7 @@ def build_pod(
     """
     meta = job["metadata"]
     spec = JobSpec.model_validate(job["spec"])
-    timeout = spec.timeout_seconds or settings.job_timeout
-    deadline = timeout + settings.start_timeout + spec.termination_grace_period_seconds + DEADLINE_MARGIN
+    deadline = deadline_of(spec, settings)
     labels, annotations = allowed_metadata(spec.pod_template, settings)
     labels |= _kueue_labels(meta.get("labels") or {}, settings)
     claim = workspace_claim(spec, meta["name"], meta["uid"])
@@ -95,7 +94,7 @@ def build_pod(
             },
             "annotations": annotations
             | {
-                INPUT_ANNOTATION: _input(meta, spec, attempt, session_id, spent_usd, timeout, settings),
+                INPUT_ANNOTATION: _input(meta, spec, attempt, session_id, spent_usd, settings),
                 # An autoscaler that moves a running agent makes its tokens be paid twice.
                 "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
                 "karpenter.sh/do-not-disrupt": "true",
@@ -113,6 +112,15 @@ def build_pod(
         },
         "spec": pod_spec(spec, claim, deadline, settings) | {"activeDeadlineSeconds": deadline},
     }
+
+
+def deadline_of(spec: JobSpec, settings: Settings) -> int:
+    """Seconds after which the kubelet ends a pod whose runner should have long ended by itself."""
+    return _timeout(spec, settings) + settings.start_timeout + spec.termination_grace_period_seconds + DEADLINE_MARGIN
+
+
+def _timeout(spec: JobSpec, settings: Settings) -> int:
+    return spec.timeout_seconds or settings.job_timeout
 
 
 def allowed_metadata(template: PodTemplate, settings: Settings) -> tuple[dict[str, str], dict[str, str]]:
@@ -266,7 +274,6 @@ def _input(
     attempt: int,
     session_id: str,
     spent_usd: float,
-    timeout: int,
     settings: Settings,
 ) -> str:
     document = RunnerInput(
@@ -276,7 +283,7 @@ def _input(
         session_id=session_id,
         prompt=spec.prompt,
         working_directory=spec.working_directory,
-        timeout_seconds=timeout,
+        timeout_seconds=_timeout(spec, settings),
         stall_timeout_seconds=spec.stall_timeout_seconds,
         grace_seconds=spec.termination_grace_period_seconds,
         interrupt_seconds=spec.interrupt,

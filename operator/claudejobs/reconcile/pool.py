@@ -23,7 +23,7 @@ from claudejobs.api.job import JobSpec
 from claudejobs.api.pool import POOL_KIND, PoolSpec, PoolStatus
 from claudejobs.settings import Settings
 
-from .pod import DEADLINE_MARGIN, allowed_metadata, build_pod, pod_spec
+from .pod import allowed_metadata, build_pod, deadline_of, pod_spec
 from .views import CONTAINER, JOB_LABEL, MANAGED_BY_LABEL, MANAGER, Key, parse_time
 
 POOL_LABEL = f"{GROUP}/pool"
@@ -173,8 +173,6 @@ def build_warm_pod(pool: PoolView, settings: Settings) -> dict[str, Any]:
     """Build a pod that waits. Its runner finds an empty input, and waits until the hand-over fills it."""
     assert pool.spec is not None
     spec = pool.spec.as_job()
-    grace = spec.termination_grace_period_seconds
-    deadline = settings.job_timeout + settings.start_timeout + grace + DEADLINE_MARGIN
     labels, annotations = allowed_metadata(spec.pod_template, settings)
     owner: dict[str, Any] = {"apiVersion": API_VERSION, "kind": POOL_KIND, "name": pool.name, "uid": pool.uid}
     return {
@@ -193,7 +191,7 @@ def build_warm_pod(pool: PoolView, settings: Settings) -> dict[str, Any]:
             },
             "ownerReferences": [owner | {"controller": True, "blockOwnerDeletion": False}],
         },
-        "spec": pod_spec(spec, None, deadline, settings),
+        "spec": pod_spec(spec, None, deadline_of(spec, settings), settings),
     }
 
 
