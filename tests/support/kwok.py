@@ -34,6 +34,26 @@ containerStatuses:
       startedAt: {{{{ $now | Quote }}}}
 """
 
+
+def _terminated(code: str, reason: str, message: str) -> str:
+    """The status of a runner's container that ran and has ended; all three may be templates."""
+    return f"""containerStatuses:
+- name: {CONTAINER}
+  image: none
+  imageID: none
+  ready: false
+  started: false
+  restartCount: 0
+  state:
+    terminated:
+      exitCode: {code}
+      reason: {reason}
+      startedAt: {{{{ (index .status.containerStatuses 0).state.running.startedAt | Quote }}}}
+      finishedAt: {{{{ Now | Quote }}}}
+      message: {message}
+"""
+
+
 _CODES = " ".join(f'"{category}" {policy.exit_code}' for category, policy in POLICIES.items() if policy.exit_code)
 
 _ENDED = f"""
@@ -49,39 +69,15 @@ _ENDED = f"""
 {{{{ $code := 0 }}}}
 {{{{ if $category }}}}{{{{ $code = index (dict {_CODES}) $category }}}}{{{{ end }}}}
 phase: {{{{ if $category }}}}Failed{{{{ else }}}}Succeeded{{{{ end }}}}
-containerStatuses:
-- name: {CONTAINER}
-  image: none
-  imageID: none
-  ready: false
-  started: false
-  restartCount: 0
-  state:
-    terminated:
-      exitCode: {{{{ $code }}}}
-      reason: {{{{ if $category }}}}Error{{{{ else }}}}Completed{{{{ end }}}}
-      startedAt: {{{{ (index .status.containerStatuses 0).state.running.startedAt | Quote }}}}
-      finishedAt: {{{{ Now | Quote }}}}
-      message: {{{{ $result | toJson | Quote }}}}
-"""
+""" + _terminated(
+    "{{ $code }}", "{{ if $category }}Error{{ else }}Completed{{ end }}", "{{ $result | toJson | Quote }}"
+)
 
-_STOPPED = f"""
-phase: Failed
-containerStatuses:
-- name: {CONTAINER}
-  image: none
-  imageID: none
-  ready: false
-  started: false
-  restartCount: 0
-  state:
-    terminated:
-      exitCode: {POLICIES[Category.CANCELLED].exit_code}
-      reason: Error
-      startedAt: {{{{ (index .status.containerStatuses 0).state.running.startedAt | Quote }}}}
-      finishedAt: {{{{ Now | Quote }}}}
-      message: {{{{ dict "outcome" "cancelled" "category" "{Category.CANCELLED}" | toJson | Quote }}}}
-"""
+_STOPPED = "\nphase: Failed\n" + _terminated(
+    str(POLICIES[Category.CANCELLED].exit_code),
+    "Error",
+    f'{{{{ dict "outcome" "cancelled" "category" "{Category.CANCELLED}" | toJson | Quote }}}}',
+)
 
 
 def attempt_stages(seconds: float = 1.0, jitter: float = 1.0) -> list[dict[str, Any]]:
