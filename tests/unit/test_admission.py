@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claudejobs.reconcile.admission import Admission, Claim, Limits
+from claudejobs.reconcile.admission import Admission, Claim, Limits, Room
 from claudejobs.reconcile.views import Key
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -149,3 +149,15 @@ def test_limits_hold_and_everybody_gets_a_turn(
             assert sum(one.user == user for one in running) <= (per_user or total)
         made.release(running.pop(0).key)
     assert served == set(claims)
+
+
+def test_jobs_that_wait_for_their_own_user_are_told_from_those_that_wait_for_a_slot() -> None:
+    jobs = [claim(f"u{n}", n, user="u") for n in range(5)] + [claim("n", 9), claim("b", 9, user="u", namespace="b")]
+    made = admission(*jobs, total=4, per_user=2)
+    assert made.room("a") == Room(free=4, waiting=6, barred=3)
+    made.hold(jobs[0])
+    made.hold(jobs[1])
+    assert made.room("a") == Room(free=2, waiting=4, barred=3)
+    assert made.room("b") == Room(free=2, waiting=1, barred=1)
+    assert made.room("c") == Room(free=2)
+    assert admission(*jobs, total=4).room("a").barred == 0

@@ -21,6 +21,7 @@ from claudejobs.intake import state
 from claudejobs.intake.bull import BullQueue, Snapshot
 from claudejobs.intake.reports import MAX_LINES, Reports
 from claudejobs.intake.turns import Turn, Turns
+from claudejobs.reconcile.admission import Room
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NUMBERS = st.integers(0, 2**53)
@@ -64,7 +65,7 @@ class TestTurns:
         self, waiting: list[int], slots: int, look_ahead: int, order: list[int]
     ) -> None:
         """``waiting``: jobs of each queue; ``order``: which of them asks next."""
-        turns = Turns(lambda _: (slots, 0))
+        turns = Turns(lambda _: Room(slots))
         here = [Turn(asyncio.Event(), "team") for _ in waiting]
         left, taken = list(waiting), [0] * len(waiting)
         for turn in here:
@@ -91,7 +92,7 @@ class TestTurns:
 
     def test_the_one_that_waited_longest_is_first(self) -> None:
         free = 1
-        turns = Turns(lambda _: (free, 0))
+        turns = Turns(lambda _: Room(free))
         first, second = Turn(asyncio.Event(), "team"), Turn(asyncio.Event(), "team")
         turns.join(first)
         turns.join(second)
@@ -104,7 +105,7 @@ class TestTurns:
         assert turns.take(second, 0)
 
     def test_another_namespace_has_its_own_room(self) -> None:
-        turns = Turns(lambda namespace: (1 if namespace == "b" else 0, 0))
+        turns = Turns(lambda namespace: Room(1 if namespace == "b" else 0))
         a, b = Turn(asyncio.Event(), "a"), Turn(asyncio.Event(), "b")
         turns.join(a)
         turns.join(b)
@@ -112,7 +113,7 @@ class TestTurns:
         assert turns.take(b, 0)
 
     def test_a_job_that_is_being_fetched_takes_a_slot(self) -> None:
-        turns = Turns(lambda _: (1, 0))
+        turns = Turns(lambda _: Room(1))
         one, other = Turn(asyncio.Event(), "team"), Turn(asyncio.Event(), "team")
         turns.join(one)
         turns.join(other)

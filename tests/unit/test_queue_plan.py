@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from claudejobs.api.status import Phase
-from claudejobs.intake.plan import fetch_budget
+from claudejobs.intake.plan import REACH, fetch_budget
+from claudejobs.reconcile.admission import Room
 
 from .model.queue_world import ELSEWHERE, OURS, WORKER, Crash, QueuedJob, World
 
@@ -223,6 +224,17 @@ def test_what_a_former_resource_has_begun_and_not_noted_goes_on_once_its_lock_is
 
 
 def test_fetch_budget() -> None:
-    assert fetch_budget(free_slots=3, look_ahead=2, waiting=0) == 5
-    assert fetch_budget(free_slots=0, look_ahead=2, waiting=1) == 1
-    assert fetch_budget(free_slots=0, look_ahead=0, waiting=4) == 0
+    assert fetch_budget(Room(free=3), look_ahead=2, coming=0) == 3 + 2 * REACH
+    assert fetch_budget(Room(free=3), look_ahead=2, coming=3) == 2
+    assert fetch_budget(Room(free=0, waiting=1), look_ahead=2, coming=0) == 1
+    assert fetch_budget(Room(free=0, waiting=4), look_ahead=0, coming=0) == 0
+
+
+def test_more_is_fetched_while_a_slot_stays_empty() -> None:
+    barred = Room(free=1, waiting=9, barred=9)
+    assert fetch_budget(barred, look_ahead=3, coming=0) == 1 + 3 * REACH - 9
+    assert fetch_budget(barred, look_ahead=3, coming=1) == 0, "the one that is coming may be for the slot"
+    assert fetch_budget(Room(free=1, waiting=10, barred=9), look_ahead=3, coming=0) == 0, "one waits for the slot"
+    assert fetch_budget(Room(free=0, waiting=9, barred=9), look_ahead=3, coming=0) == 0
+    assert fetch_budget(Room(free=1, waiting=3 * REACH + 1, barred=31), look_ahead=3, coming=0) == 0
+    assert fetch_budget(Room(free=1, waiting=1, barred=1), look_ahead=0, coming=0) == 0

@@ -6,6 +6,7 @@ import asyncio
 
 from claudejobs.api.queue_job import QueueJob
 from claudejobs.intake.turns import Turn, Turns
+from claudejobs.reconcile.admission import Room
 
 
 class Field:
@@ -13,7 +14,7 @@ class Field:
 
     def __init__(self, queues: int, free: int) -> None:
         self.free = free
-        self.turns = Turns(lambda _namespace: (self.free, 0))
+        self.turns = Turns(lambda _namespace: Room(self.free))
         self.queues = [Turn(asyncio.Event(), "jobs") for _ in range(queues)]
         for queue in self.queues:
             self.turns.join(queue)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from claudejobs.api.queue_job import QueueJob
+from claudejobs.reconcile.admission import Room
 from claudejobs.reconcile.views import JobView
 
 
@@ -132,11 +133,19 @@ def _resting(job: JobView) -> bool:
     return job.status.phase.terminal or job.spec.cancel or job.deleting
 
 
-def fetch_budget(free_slots: int, look_ahead: int, waiting: int) -> int:
+REACH = 10
+"""How many times the look-ahead may be fetched to find a job for a slot that stays empty."""
+
+
+def fetch_budget(room: Room, look_ahead: int, coming: int) -> int:
     """How many more queue jobs may be fetched.
 
+    Redis does not tell users apart. When those who wait are all of users at their limits, slots stay empty until a job
+    of somebody else is found behind theirs, so more than the look-ahead is fetched then.
+
     Args:
-        free_slots: jobs that the concurrency limits would admit now.
-        waiting: jobs that wait for a slot already, those just fetched included.
+        coming: queue jobs that were fetched and have no resource yet.
     """
-    return max(0, free_slots + look_ahead - waiting)
+    spare = room.free - (room.waiting - room.barred) - coming
+    ahead = look_ahead * REACH if spare > 0 else look_ahead
+    return max(0, room.free + ahead - room.waiting - coming)

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from claudejobs.api.queue_job import QueueJob
+from claudejobs.reconcile.admission import Room
 
 from .plan import fetch_budget
-
-Room = Callable[[str], tuple[int, int]]
-"""Free slots and waiting jobs of a namespace."""
 
 
 @dataclass(eq=False)
@@ -39,7 +37,8 @@ class Turn:
 class Turns:
     """The room that there is for jobs of queues."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Callable[[str], Room]) -> None:
+        """``room``: what there is for the jobs of a namespace."""
         self._room = room
         self._turns: set[Turn] = set()
         self._count = itertools.count(1)
@@ -60,11 +59,10 @@ class Turns:
 
     def take(self, turn: Turn, look_ahead: int) -> bool:
         """Whether a queue may fetch a job now. If so it is being fetched until ``taken`` is called."""
-        free, waiting = self._room(turn.namespace)
         here = [other for other in self._turns if other.namespace == turn.namespace]
         coming = sum(len(other.unborn) + other.fetching for other in here)
         first = min((other for other in here if other.wanting), key=lambda other: other.served, default=turn)
-        if fetch_budget(free, look_ahead, waiting + coming) == 0:
+        if fetch_budget(self._room(turn.namespace), look_ahead, coming) == 0:
             turn.wanting = True
             return False
         if first is not turn and first.served < turn.served:
@@ -82,6 +80,13 @@ class Turns:
         turn.fetching = False
         turn.unborn.add(job)
         turn.served = next(self._count)
+
+    def born(self, turn: Turn, job: QueueJob) -> None:
+        """A fetched job has its resource, which counts from now on, or has ended without one."""
+        turn.unborn.discard(job)
+        for other in self._turns:
+            if other.wanting:
+                other.wake.set()
 
     def pass_on(self, turn: Turn) -> None:
         """The queue has nothing to fetch, or may not: it keeps no other back."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from claudejobs.api.process_state import process_id
 from claudejobs.api.status import Phase
 from claudejobs.metrics import Metrics, Reconcile
-from claudejobs.reconcile.admission import Admission, Claim, Limits
+from claudejobs.reconcile.admission import Admission, Claim, Limits, Room
 from claudejobs.reconcile.decide import Seen, decide
 from claudejobs.reconcile.rows import closed_row, row_of, rows_of
 from claudejobs.reconcile.views import JobView, Key, LiveReport
@@ -127,9 +127,9 @@ class Controller:
             self._account(job)
             self._queue.add(job.key)
 
-    def room(self, namespace: str) -> tuple[int, int]:
+    def room(self, namespace: str) -> Room:
         """Slots that are free for jobs of a namespace, and jobs of it that wait for one."""
-        return self._admission.free(namespace), self._admission.waiting(namespace)
+        return self._admission.room(namespace)
 
     def workload(self) -> dict[str, int]:
         """How many jobs are to be looked at, by the state of their keys in the work queue."""

@@ -30,6 +30,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Room:
+    """What there is of slots for the jobs of one namespace.
+
+    Attributes:
+        free: slots that a job could have now; a limit on its user may say otherwise.
+        waiting: jobs that wait for a slot.
+        barred: those of them that no slot would help, because jobs of their own user fill the user's limit.
+    """
+
+    free: int
+    waiting: int = 0
+    barred: int = 0
+
+
+@dataclass(frozen=True)
 class Claim:
     """What the order of waiting jobs depends on. ``user`` is None for jobs that name none; they share one turn."""
 
@@ -101,15 +116,19 @@ class Admission:
         free = self._limits.total - len(self._holders)
         return self._line()[: max(0, free)]
 
-    def free(self, namespace: str) -> int:
-        """Slots that a job of the namespace could have now; a limit on its user may say otherwise."""
-        total = self._limits.total - len(self._holders)
-        own = self._limits.per_namespace
-        return max(0, total if own is None else min(total, own - self._namespaces[namespace]))
+    def room(self, namespace: str) -> Room:
+        """Free slots and waiting jobs of a namespace."""
+        free, own = self._limits.total - len(self._holders), self._limits.per_namespace
+        if own is not None:
+            free = min(free, own - self._namespaces[namespace])
+        waiting = {user: len(ranks) for (of, user), ranks in self._waiting.items() if of == namespace}
+        barred = sum(self._barred(user, count) for user, count in waiting.items())
+        return Room(max(0, free), sum(waiting.values()), barred)
 
-    def waiting(self, namespace: str) -> int:
-        """Jobs of the namespace that wait for a slot."""
-        return sum(len(ranks) for group, ranks in self._waiting.items() if group[0] == namespace)
+    def _barred(self, user: str | None, waiting: int) -> int:
+        """How many of a user's waiting jobs the limit on users keeps back."""
+        limit = self._limits.per_user
+        return 0 if limit is None or not user else max(0, waiting - max(0, limit - self._users[user]))
 
     def waiting_message(self, key: Key) -> str:
         """Why a job waits, for people."""
