@@ -12,6 +12,7 @@ from tests.conftest import make_namespace
 from tests.integration.queues import Bench, bench
 from tests.support.kube import Namespace, unique, wait_for
 from tests.support.operator import OperatorProcess
+from tests.support.pods import identity_of
 from tests.support.redis import RedisServer
 
 pytestmark = pytest.mark.e2e
@@ -109,6 +110,25 @@ def test_what_kubectl_shows(intake: Bench) -> None:
     queue.wait_state("a", "completed")
     for one in (second, queue):
         one.delete()
+
+
+def test_operators_that_do_not_see_each_other_learn_that_they_share_a_queue(
+    intake: Bench, cluster: Cluster, server: RedisServer, tmp_path: Path
+) -> None:
+    queue = intake.queue(lookAhead=0)
+    queue.wait_condition("Exclusive", "True", "Alone")
+    with bench(cluster, server, tmp_path) as elsewhere:
+        rival = elsewhere.queue(queue.name)
+        for one, other in ((queue, rival), (rival, queue)):
+            one.wait_condition("Exclusive", "False", "DrainedElsewhere")
+            assert other.uid in str(one.status["conditions"])
+        ids = [queue.add(f"job-{number}") for number in range(6)]
+        for job_id in ids:
+            queue.wait_state(job_id, "completed")
+        ran = [identity_of(job)["id"] for job in (*queue.resources(), *rival.resources())]
+        assert sorted(ran) == ids
+        rival.delete()
+        queue.wait_condition("Exclusive", "True", "Alone")
 
 
 def test_an_operator_without_redis_says_so(own_namespace: Namespace, tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ class QueueSpec(SpecModel):
         ge=0,
         le=1000,
         description="Most jobs that are fetched although the concurrency limits do not admit them yet. They stand in "
-        "line with priority in the cluster; the others stay in Redis, where producers can change or remove them.",
+        "line with priority in the cluster; the others stay in Redis, where producers can change or remove them. "
+        "Ten times as many while slots stay empty and all who wait are users at their limits.",
     )
     lock_seconds: int = Field(
         120,
@@ -113,6 +114,6 @@ class QueueStatus(StatusModel):
     last_error_time: AwareDatetime | None = Field(None, description="When.")
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="Accepted, Connected and Compatible.",
+        description="Accepted, Connected, Compatible and Exclusive.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )

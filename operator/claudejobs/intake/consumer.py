@@ -37,6 +37,9 @@ POLL_SECONDS = 5.0
 RETRY_SECONDS = 30.0
 """Longest time after which what could not be done is tried again; it grows from sweep to sweep."""
 
+RIVAL_SWEEPS = 4
+"""After so many sweeps in which nothing is seen of another operator it is taken to be gone."""
+
 TELL_SECONDS = 0.5
 """Least time between two reports of progress."""
 
@@ -78,6 +81,7 @@ class Consumer:
         self._due: set[QueueJob] = set()
         self._swept = False
         self._lost = False  # Redis has lost data, and no sweep has seen to it yet
+        self._rival: tuple[str | None, float] = (None, 0.0)
         self._troubled = 0
         self._fetch_now = asyncio.Event()
         self._turns = turns
@@ -150,6 +154,12 @@ class Consumer:
         """Whether nothing is held any more, nor was fetched since the last sweep, nor may be by what is under way."""
         return self._swept and not (self.held or self._begun or self._flying or self._turn.fetching)
 
+    @property
+    def rival(self) -> str | None:
+        """UID of the ClaudeCodeQueue by which another operator, which sees other jobs, drains the queue as well."""
+        uid, seen = self._rival
+        return uid if time.monotonic() - seen < RIVAL_SWEEPS * self.view.spec.lock_seconds / 4 else None
+
     # The loops.
 
     async def _repeat(self, turn: Callable[[], Awaitable[None]]) -> None:
@@ -168,10 +178,11 @@ class Consumer:
         began, spec = time.monotonic(), self.view.spec
         self._sweep_now.clear()
         before = set(self._begun)
-        remembered = (await self._bull.recall()).get("run_id")
+        kept = await self._bull.recall()
+        self._note_rival(kept.get("sweeper"))
         active = await self._bull.sweep(self._handler.lock_ms)
         # Redis may answer and yet refuse to write: out of memory, or a replica. Then nothing can be fetched or told.
-        await self._bull.remember(swept=str(int(time.time())))
+        await self._bull.remember(sweeper=self.view.uid, swept=str(int(time.time())))
         self._back()
         self.held = frozenset(one.identity for one in active if one.lock is Lock.OURS)
         self._begun -= before  # each of them is held by now, or finished
@@ -180,7 +191,7 @@ class Consumer:
         found = await self._bull.look_up([identity.id for identity, _ in absent])
         # Asked last: whatever was missing above was missing in this process of Redis, or in one before it.
         current = await run_id(self._bull.client)
-        self._lost = lost = current != remembered
+        self._lost = lost = current != kept.get("run_id")
         if lost and self._flying:
             # What is under way is planned for by no sweep; whether Redis has lost it must be seen by this one. Nothing
             # more is begun until then.
@@ -235,7 +246,7 @@ class Consumer:
                     self._unborn.add(identity)
                 for step in steps:
                     await self._handler.do(step, identity, job)
-                self._unborn.discard(identity)
+                self._turns.born(self._turn, identity)
 
         work = [each for each in work if each[0]]
         outcomes = await asyncio.gather(*(one(*each) for each in work), return_exceptions=True)
@@ -268,9 +279,7 @@ class Consumer:
 
     async def _begin(self, fetched: Loaded) -> None:
         await self._handler.begin(fetched)
-        self._unborn.discard(fetched.identity)
-        if self._resources.find(self.view, fetched.identity) is None:
-            self._turns.room_made()  # it failed without a resource
+        self._turns.born(self._turn, fetched.identity)
 
     def _may_fetch(self) -> bool:
         # Not before the first sweep: what was fetched before a crash comes first, and Redis is known to answer.
@@ -307,6 +316,16 @@ class Consumer:
             await asyncio.wait(list(self._flying.values()), return_when=asyncio.FIRST_COMPLETED)
 
     # How things are, for the status.
+
+    def _note_rival(self, sweeper: str | None) -> None:
+        """``sweeper`` swept the queue last. Before this one's first sweep that may have been one that is gone."""
+        if self._swept and sweeper not in (None, self.view.uid):
+            if self.rival is None:
+                logger.warning(
+                    "queue %s: another operator drains it, by ClaudeCodeQueue %s", self.view.qualified, sweeper
+                )
+                self._changed()
+            self._rival = (sweeper, time.monotonic())
 
     def _back(self) -> None:
         if not self.connected:

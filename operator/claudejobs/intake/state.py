@@ -65,6 +65,20 @@ def connected(
     return status.model_copy(update=update)
 
 
+def exclusive(status: QueueStatus, rival: str | None, generation: int, now: datetime) -> QueueStatus:
+    """Whether no other operator drains the queue; ``rival`` is the UID of the ClaudeCodeQueue of one that does."""
+    truth: tuple[Truth, str, str] = ("True", "Alone", "no other operator drains the queue")
+    if rival:
+        text = (
+            "another operator, of another cluster or with other WATCH_NAMESPACES, drains the queue by the "
+            f"ClaudeCodeQueue with the UID {rival}. It cannot see this one's jobs, and fails them should this one be "
+            "away for longer than spec.lockSeconds. Delete one of the two, or give each a queue or a prefix of its own"
+        )
+        truth = ("False", "DrainedElsewhere", text)
+    conditions = with_condition(status.conditions, "Exclusive", *truth, generation, now)
+    return status.model_copy(update={"conditions": conditions})
+
+
 def _compatible(snapshot: Snapshot) -> tuple[Truth, str, str]:
     if snapshot.major is None:
         return "Unknown", "NoVersion", "no producer has told its version yet"
