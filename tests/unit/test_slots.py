@@ -14,6 +14,7 @@ from kubernetes.aio.client import Configuration
 from claudejobs.kube.client import KubeClient
 from claudejobs.kube.controller import Controller
 from claudejobs.metrics import Metrics
+from claudejobs.reconcile.admission import Room
 from claudejobs.store import Store
 
 from .model.objects import NOW, Json, job_object, make_settings, stamp
@@ -81,9 +82,9 @@ async def test_a_slot_is_not_given_away_while_the_pod_is_made(api: tuple[SlowApi
         making = asyncio.create_task(controller._reconcile(("team", "first")))
         assert await asyncio.wait_for(server.asked.get(), 20) == "first-1"
         controller.take_in(JOBS["first"])  # the watch's or a list's news come when they come
-        assert controller.room("team") == (0, 1)
+        assert controller.room("team") == Room(free=0, waiting=1)
         server.answer.set()
         await controller._reconcile(("team", "second"))
         await making
         assert server.asked.empty()
-        assert controller.room("team") == (0, 1)
+        assert controller.room("team") == Room(free=0, waiting=1)

@@ -248,12 +248,13 @@ class Controller:
                 self._logs.follow(newest)
         elif live is None or live.drained:
             self._logs.forget_job(job.uid)
+        admitted = self._admission.admits(key)
         seen = Seen(
             job=job,
             pods=pods,
             live=live,
-            admitted=self._admission.admits(key),
-            waiting_message=self._admission.waiting_message(key),
+            admitted=admitted,
+            waiting_message="" if admitted else self._admission.waiting_message(key),
             now=datetime.now(UTC),
             dependencies=self._cache.dependencies_of(job),
             cycle=self._cache.cycle_of(job),

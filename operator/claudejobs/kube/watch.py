@@ -42,6 +42,25 @@ class _NoDiffs(kopf.DiffBaseStorage):
         return None
 
 
+class _NoProgress(kopf.ProgressStorage):
+    """Keeps no handler's progress, for there are no handlers that have one; Kopf would copy each object to clean it."""
+
+    def fetch(self, **_: Any) -> Any:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+    def purge(self, **_: Any) -> None:
+        return None
+
+    def touch(self, **_: Any) -> None:
+        return None
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence
+
+
 class Watch:
     """Feeds the events of jobs, pods, queues and pools to their handlers, on the event loop that ``start`` was called
     on."""
@@ -120,6 +139,7 @@ class Watch:
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.persistence.diffbase_storage = _NoDiffs()
+    settings.persistence.progress_storage = _NoProgress()
     settings.persistence.finalizer = f"{GROUP}/unused"  # Kopf removes its own finalizer wherever it sees it
     settings.posting.enabled = False
     settings.scanning.disabled = True

@@ -72,7 +72,8 @@ class Admission:
         self._users: Counter[str | None] = Counter()
         self._waiting: dict[_Group, list[_Rank]] = {}
         self._claims: dict[Key, Claim] = {}
-        self._order: list[Key] | None = None
+        self._line: list[Key] = []
+        self._rest: Iterator[Key] = iter(())
 
     def hold(self, claim: Claim) -> None:
         """The job has a pod: it holds a slot, even above a limit (it may have been lowered)."""
@@ -82,7 +83,7 @@ class Admission:
         self._holders[claim.key] = claim
         self._namespaces[claim.key[0]] += 1
         self._users[claim.user] += 1
-        self._order = None
+        self._reorder()
 
     def wait(self, claim: Claim) -> bool:
         """The job wants a slot. A job that held one gives it back and waits like any other.
@@ -95,7 +96,7 @@ class Admission:
             self._stop_waiting(claim.key)
             insort(self._waiting.setdefault((claim.key[0], claim.user), []), _rank(claim))
             self._claims[claim.key] = claim
-            self._order = None
+            self._reorder()
         return freed
 
     def release(self, key: Key) -> bool:
@@ -109,12 +110,11 @@ class Admission:
 
     def admits(self, key: Key) -> bool:
         """Whether the job may have a pod now."""
-        return key in self._holders or key in self.next_up()
+        return key in self._holders or key in self._first(self._limits.total - len(self._holders))
 
     def next_up(self) -> list[Key]:
         """The waiting jobs for which there is a slot, the first first."""
-        free = self._limits.total - len(self._holders)
-        return self._line()[: max(0, free)]
+        return list(self._first(self._limits.total - len(self._holders)))
 
     def room(self, namespace: str) -> Room:
         """Free slots and waiting jobs of a namespace."""
@@ -138,16 +138,23 @@ class Admission:
             return f"waits: {limits.per_namespace} jobs of one namespace may run at a time (MAX_JOBS_PER_NAMESPACE)"
         if claim and claim.user and self._full(limits.per_user, self._users[claim.user]):
             return f"waits: {limits.per_user} jobs of one user may run at a time (MAX_JOBS_PER_USER)"
-        line = self._line()[:NAMED_POSITIONS]
+        line = list(self._first(NAMED_POSITIONS))
         place = f"position {line.index(key) + 1}" if key in line else f"more than {len(line)} are before it"
         return f"waits: {limits.total} jobs may run at a time (MAX_CONCURRENT_JOBS); {place}"
 
-    def _line(self) -> list[Key]:
-        """The first waiting jobs in the order in which they will go, as far as anybody asks."""
-        if self._order is None:
-            wanted = max(NAMED_POSITIONS, self._limits.total - len(self._holders))
-            self._order = [key for _, key in zip(range(wanted), self._in_order(), strict=False)]
-        return self._order
+    def _reorder(self) -> None:
+        self._line, self._rest = [], self._in_order()
+
+    def _first(self, count: int) -> Iterator[Key]:
+        """The first waiting jobs in the order in which they will go, put into it no further than anybody asks: among a
+        thousand jobs, who is looked at next is among the first."""
+        for place in range(count):
+            if place == len(self._line):
+                following = next(self._rest, None)
+                if following is None:
+                    return
+                self._line.append(following)
+            yield self._line[place]
 
     def _in_order(self) -> Iterator[Key]:
         """Play the admissions through: each one counts for its user and namespace before the next is chosen."""
@@ -184,7 +191,7 @@ class Admission:
             return False
         self._namespaces[key[0]] -= 1
         self._users[claim.user] -= 1
-        self._order = None
+        self._reorder()
         return True
 
     def _stop_waiting(self, key: Key) -> bool:
@@ -196,7 +203,7 @@ class Admission:
         del ranks[bisect_left(ranks, _rank(claim))]
         if not ranks:
             del self._waiting[group]
-        self._order = None
+        self._reorder()
         return True
 
 
