@@ -60,3 +60,17 @@ async def test_the_end_of_a_run_that_is_told_again_does_not_end_the_next(
     assert (await bull.client.hget(bull.key("a"), "returnvalue")) == '{"text":"done"}'
     with pytest.raises(NotHeld):
         await bull.complete(second, {"text": "done"})
+
+
+async def test_a_resource_is_noted_with_the_run_that_it_was_made_for(bull: BullQueue) -> None:
+    first, second = await _retried(bull)
+    await bull.note_uid(second.identity, "second")
+    # As when a sweep, which saw the first run without a note, is overtaken by its end and a retry.
+    await bull.note_uid(first.identity, "first")
+    assert [one.uid for one in await bull.sweep(LOCK_MS)] == ["second"]
+    await bull.complete(second, {"text": "done"})
+    await bull.note_uid(second.identity, "second")
+    assert await bull.client.hget(bull.key("a"), "ccj.uid") == ""
+    await bull.client.delete(bull.key("a"))
+    await bull.note_uid(second.identity, "second")
+    assert not await bull.client.exists(bull.key("a"))

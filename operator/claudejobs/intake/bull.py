@@ -102,7 +102,7 @@ class BullQueue:
         self._look_up = register(scripts.LOOK_UP)
         self._take_lock = register(scripts.TAKE_LOCK)
         self._keep_template = register(scripts.KEEP_TEMPLATE)
-        self._set_field = register(scripts.SET_FIELD)
+        self._note_uid = register(scripts.NOTE_UID)
         self._ask_to_cancel = register(scripts.ASK_TO_CANCEL)
         self._add_logs = register(scripts.ADD_LOGS)
         self._worker.backend.scripts.commands["moveToFinished"] = register(scripts.FINISH)
@@ -207,9 +207,9 @@ class BullQueue:
         await self._worker.backend.moveStalledJobsToWait(MAX_STALLED_COUNT, interval_ms)
 
     async def note_uid(self, identity: QueueJob, uid: str) -> None:
-        """Note which resource was made for this run of the job."""
-        value = f"{identity.resource_name}/{uid}"
-        await self._set_field(keys=[self.key(identity.id)], args=[scripts.FIELD_UID, value])
+        """Note which resource was made for this run of the job; nothing happens when the run is over."""
+        run = (identity.timestamp, identity.finishes, identity.deliveries)
+        await self._note_uid(keys=[self.key(identity.id)], args=[f"{identity.resource_name}/{uid}", *run])
 
     async def ask_to_cancel(self, job_id: str) -> bool:
         """Note that a producer wants the job cancelled; whether there is such a job."""

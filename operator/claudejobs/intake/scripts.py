@@ -72,10 +72,15 @@ if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HEXISTS', KEYS[1], 'data')
 end
 """
 
-SET_FIELD = """
--- Sets a field of a job that exists. KEYS: job. ARGV: field, value.
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+NOTE_UID = """
+-- Notes which resource was made for a run of a job, unless the job is in another one by now: a note that comes after
+-- the run's end would stay for the next one. KEYS: job. ARGV: the note, then timestamp, finishes and deliveries.
+local run = redis.call('HMGET', KEYS[1], 'timestamp', 'atm', 'ccj.deliveries')
+for i = 1, 3 do
+  local text = run[i] or ''
+  if (string.match(text, '^%d+$') and text or '0') ~= ARGV[i + 1] then return 0 end
+end
+redis.call('HSET', KEYS[1], 'ccj.uid', ARGV[1])
 return 1
 """
 
