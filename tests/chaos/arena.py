@@ -24,8 +24,9 @@ from .faults import Fault, Kind
 from .processes import ForkServer, Operator
 from .proxy import FaultProxy
 from .scenarios import SCENARIOS, Stage
+from .seeded import OUTDATED
 
-_SAID_OF_DEFECTS = ("a defect", "Traceback")
+_SAID_OF_DEFECTS = ("a defect", "Traceback", OUTDATED)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import inspect
 import json
 import os
 import signal
@@ -31,9 +32,18 @@ from claudejobs.kube.controller import Controller
 from claudejobs.reconcile import decide, pod, report
 from claudejobs.settings import Settings
 
+OUTDATED = "this bug must be put in anew"
+"""Stands in the log when a bug does not fit the operator any more: it would show itself, but as another bug."""
+
 
 def _swap(owner: Any, name: str, value: Any) -> None:
-    assert hasattr(owner, name), f"{owner} has no {name} any more: this bug must be put in anew"
+    assert hasattr(owner, name), f"{owner} has no {name} any more: {OUTDATED}"
+    if callable(value):
+        parameters = inspect.signature(getattr(owner, name)).parameters
+        try:
+            inspect.signature(value).bind(*parameters)
+        except TypeError as error:
+            raise AssertionError(f"{name} takes {', '.join(parameters)} now: {OUTDATED}") from error
     setattr(owner, name, value)
 
 
@@ -50,10 +60,10 @@ def status_before_pod() -> None:
     """The status that speaks of the pod is written before the pod is made."""
     create = Applier._create_pod
 
-    async def late(self: Applier, job: Any, attempt: int, status: Any) -> Any:
+    async def late(self: Applier, job: Any, attempt: int, claim: str | None, status: Any) -> Any:
         await self._write_status(job, status)
         now = self._cache.jobs[job.key]
-        return await create(self, now, attempt, status)
+        return await create(self, now, attempt, claim, status)
 
     _swap(Applier, "_create_pod", late)
 
@@ -98,7 +108,7 @@ def no_precondition() -> None:
     async def careless(self: KubeClient, method: str, path: str, body: Any = None, *args: Any, **kwargs: Any) -> Any:
         if method == "PATCH" and path.endswith("/status"):
             careful = {"/metadata/resourceVersion"}
-            assert careful & {step["path"] for step in body}, "the precondition is elsewhere: put this bug in anew"
+            assert careful & {step["path"] for step in body}, "the precondition is elsewhere: " + OUTDATED
             body = [step for step in body if step["path"] not in careful]
         return await patch(self, method, path, body, *args, **kwargs)
 

@@ -14,7 +14,7 @@ from .faults import CRASHES, Fault, Kind
 from .field import FIGURES, FULL, NOTES, TRIED, Field
 from .queue_arena import TIMEOUT, QueueRun, play
 from .redis_proxy import RedisFault
-from .seeded import QUEUE_BUGS
+from .seeded import OUTDATED, QUEUE_BUGS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -127,6 +127,7 @@ async def test_a_deliberate_bug_is_caught(bug: str, queues: QueueField) -> None:
     await queues.reference()
     tried = CAUGHT_AT[bug]
     runs = await asyncio.gather(*(queues.run(point, bug, 30.0) for point in tried))
+    assert OUTDATED not in str(runs), runs
     caught = [point for point, run in zip(tried, runs, strict=True) if run.trouble]
     NOTES.append(f"bug {bug}: caught at {len(caught)} of {len(tried)} points")
     assert caught, f"nothing shows {bug}"

@@ -12,7 +12,7 @@ from .api import JOBS, PODS
 from .arena import Run
 from .faults import Fault, Kind
 from .field import FIGURES, NOTES, Field
-from .seeded import BUGS
+from .seeded import BUGS, OUTDATED
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
@@ -58,6 +58,7 @@ async def runs(field: Field) -> AsyncIterator[Runs]:
 async def test_a_deliberate_bug_is_caught(bug: str, runs: Runs, field: Field) -> None:
     scenario, faults = POINTS[bug]
     done = await asyncio.gather(*runs[bug])
+    assert OUTDATED not in str(done), done
     caught = [fault for fault, run in zip(faults, done, strict=True) if run.trouble]
     kinds = sorted({fault.kind if fault else "no fault at all" for fault in caught})
     NOTES.append(f"bug {bug}: caught at {len(caught)} of {len(faults)} points: {'; '.join(kinds)}")
