@@ -252,7 +252,7 @@ def test_the_rules_of_the_docs_are_enough(confined: Bench, guarded: RedisServer)
     producer = confined.producer
     with guarded.client() as client:
         client.acl_log_reset()
-    queue.add("plain", keepLogs=2, removeOnComplete={"age": 3600, "count": 1})
+    queue.add("plain", keepLogs=2, removeOnComplete={"age": 3600, "count": 100})
     queue.add("urgent", priority=1, delay=50)
     queue.add("gone", removeOnComplete=True)
     queue.add("dies", "fail", removeOnFail={"age": 3600, "count": 10})
