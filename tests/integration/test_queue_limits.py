@@ -106,6 +106,10 @@ def _all_running(queue: Queue) -> list[Json]:
     return [job for job in queue.resources() if job.get("status", {}).get("phase") == "Running"]
 
 
+def _refused(queue: Queue) -> int:
+    return sum(job.get("status", {}).get("reason") == "QuotaExceeded" for job in queue.resources())
+
+
 def _running(queue: Queue) -> Counter[str]:
     return Counter(job["spec"]["userId"] for job in _all_running(queue))
 
@@ -133,3 +137,23 @@ def test_limits_of_users_and_namespaces_hold(
             done.add(job_id)
         assert intake.pods.most == 9 + 1
         queue.check_once(*users)
+
+
+def test_jobs_that_a_quota_keeps_from_their_pods_take_room(
+    cluster: Cluster, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with bench(cluster, server, tmp_path_factory.mktemp("operator"), max_concurrent_jobs=SLOTS) as intake:
+        kubectl = intake.namespace.kubectl
+        kubectl("create", "quota", "few", "--hard=pods=1")
+        kubectl("wait", "--for=jsonpath={.status.hard.pods}=1", "quota/few")
+        queue = intake.queue(lookAhead=1)
+        for number in range(10):
+            queue.add(f"job-{number}", "hold")
+        for _ in range(2):
+            job = wait_for(lambda: next(iter(_all_running(queue)), None), "the one pod that the quota admits runs")
+            wait_for(lambda: _refused(queue) >= SLOTS, "another one for the slot, and the look-ahead, are refused")
+            intake.pods.release(job)
+            queue.wait_state(identity_of(job)["id"], "completed")
+        assert intake.pods.most == SLOTS + 1
+        kubectl("delete", "quota", "few")
+        wait_for(lambda: len(_all_running(queue)) == SLOTS, "all slots are used")

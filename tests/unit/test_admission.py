@@ -161,3 +161,23 @@ def test_jobs_that_wait_for_their_own_user_are_told_from_those_that_wait_for_a_s
     assert made.room("b") == Room(free=2, waiting=1, barred=1)
     assert made.room("c") == Room(free=2)
     assert admission(*jobs, total=4).room("a").barred == 0
+
+
+def test_a_job_that_stands_aside_wants_a_slot_and_keeps_it_from_nobody() -> None:
+    jobs = [claim("refused", 1), claim("next", 2)]
+    made = admission(*jobs)
+    assert made.stand_aside(("a", "refused"))
+    assert made.next_up() == [("a", "next")]
+    assert made.room("a") == Room(free=1, waiting=2)
+    assert made.room("b") == Room(free=1)
+    made.wait(jobs[0])
+    assert made.next_up() == [("a", "refused")]
+    assert made.room("a") == Room(free=1, waiting=2)
+    assert made.stand_aside(("a", "refused"))
+    made.hold(jobs[0])
+    assert made.room("a") == Room(free=0, waiting=1)
+    assert made.stand_aside(("a", "refused"))
+    made.release(("a", "refused"))
+    assert made.room("a") == Room(free=1, waiting=1)
+    assert not made.stand_aside(("a", "refused")), "it wants no slot any more"
+    assert made.room("a") == Room(free=1, waiting=1)

@@ -327,7 +327,7 @@ class Controller:
     def _stand_aside(self, key: Key) -> None:
         """A job that cannot have its pod now (a quota, an outage) must not keep the slot from those behind it."""
         job = self._cache.jobs.get(key)
-        if job and not job.status.open_attempt and not self._cache.pods_of(job) and self._admission.release(key):
+        if job and not job.status.open_attempt and not self._cache.pods_of(job) and self._admission.stand_aside(key):
             self._wake_waiting()
 
     def _wake_waiting(self) -> None:

@@ -35,7 +35,7 @@ class Room:
 
     Attributes:
         free: slots that a job could have now; a limit on its user may say otherwise.
-        waiting: jobs that wait for a slot.
+        waiting: jobs that want a slot, those included that stand aside.
         barred: those of them that no slot would help, because jobs of their own user fill the user's limit.
     """
 
@@ -72,6 +72,7 @@ class Admission:
         self._users: Counter[str | None] = Counter()
         self._waiting: dict[_Group, list[_Rank]] = {}
         self._claims: dict[Key, Claim] = {}
+        self._aside: set[Key] = set()
         self._line: list[Key] = []
         self._rest: Iterator[Key] = iter(())
 
@@ -80,6 +81,7 @@ class Admission:
         if claim.key in self._holders:
             return
         self._stop_waiting(claim.key)
+        self._aside.discard(claim.key)
         self._holders[claim.key] = claim
         self._namespaces[claim.key[0]] += 1
         self._users[claim.user] += 1
@@ -92,6 +94,7 @@ class Admission:
             Whether a slot became free.
         """
         freed = self._give_back(claim.key)
+        self._aside.discard(claim.key)
         if self._claims.get(claim.key) != claim:
             self._stop_waiting(claim.key)
             insort(self._waiting.setdefault((claim.key[0], claim.user), []), _rank(claim))
@@ -106,7 +109,19 @@ class Admission:
             Whether someone else may go now: a slot became free, or the job stood in the way of another.
         """
         freed = self._give_back(key)
+        self._aside.discard(key)
         return self._stop_waiting(key) or freed
+
+    def stand_aside(self, key: Key) -> bool:
+        """A job that had or wanted a slot can do nothing with it now: it keeps it from nobody, until it waits again.
+
+        Returns:
+            As ``release`` does.
+        """
+        freed = self.release(key)
+        if freed:
+            self._aside.add(key)
+        return freed
 
     def admits(self, key: Key) -> bool:
         """Whether the job may have a pod now."""
@@ -123,7 +138,8 @@ class Admission:
             free = min(free, own - self._namespaces[namespace])
         waiting = {user: len(ranks) for (of, user), ranks in self._waiting.items() if of == namespace}
         barred = sum(self._barred(user, count) for user, count in waiting.items())
-        return Room(max(0, free), sum(waiting.values()), barred)
+        aside = sum(of == namespace for of, _ in self._aside)
+        return Room(max(0, free), sum(waiting.values()) + aside, barred)
 
     def _barred(self, user: str | None, waiting: int) -> int:
         """How many of a user's waiting jobs the limit on users keeps back."""
