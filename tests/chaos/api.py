@@ -15,6 +15,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
 from claudejobs.kube.client import ApiError, KubeClient, jobs_path, pods_path
+from claudejobs.reconcile.views import ATTEMPT_LABEL, JOB_LABEL
 from localcluster import Cluster
 
 JOBS = "jobs"
@@ -81,12 +82,14 @@ class View:
 
     Attributes:
         created: UIDs by pod name, in the order of creation.
+        attempts: UIDs of the pods that a job ever had, by job and number of the attempt.
     """
 
     def __init__(self, api: Api, namespace: str) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, dict[str, Any]] = {}
         self.created: dict[str, list[str]] = {}
+        self.attempts: dict[tuple[str, str], set[str]] = {}
         self._changed = asyncio.Condition()
         self._tasks = [
             asyncio.create_task(self._follow(api, jobs_path(namespace), self.jobs)),
@@ -124,7 +127,7 @@ class View:
 
     def pods_of(self, job: str) -> list[dict[str, Any]]:
         """The pods of a job."""
-        return [pod for name, pod in self.pods.items() if name.rpartition("-")[0] == job]
+        return [pod for pod in self.pods.values() if _labels(pod).get(JOB_LABEL) == job]
 
     def _check(self) -> None:
         for task in self._tasks:
@@ -154,12 +157,25 @@ class View:
                     self._changed.notify_all()
 
     async def _take(self, kind: str, obj: dict[str, Any], store: dict[str, dict[str, Any]]) -> None:
-        name, uid = obj["metadata"]["name"], obj["metadata"]["uid"]
+        name = obj["metadata"]["name"]
         async with self._changed:
             if kind == "DELETED":
                 store.pop(name, None)
             else:
                 store[name] = obj
-            if store is self.pods and uid not in self.created.setdefault(name, []):
-                self.created[name].append(uid)
+            if store is self.pods:
+                self._count(obj)
             self._changed.notify_all()
+
+    def _count(self, pod: dict[str, Any]) -> None:
+        uid, labels = pod["metadata"]["uid"], _labels(pod)
+        uids = self.created.setdefault(pod["metadata"]["name"], [])
+        if uid not in uids:
+            uids.append(uid)
+        if job := labels.get(JOB_LABEL):  # empty as long as the pod waits in a pool
+            self.attempts.setdefault((job, labels[ATTEMPT_LABEL]), set()).add(uid)
+
+
+def _labels(pod: dict[str, Any]) -> dict[str, str]:
+    labels: dict[str, str] = pod["metadata"].get("labels", {})
+    return labels

@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from claudejobs.kube.client import jobs_path, pods_path
+from claudejobs.kube.client import jobs_path, pods_path, pools_path
 from tests.support.kube import unique
 
 from .api import Api, View
 from .faults import Fault, Kind
 from .processes import ForkServer, Operator
 from .proxy import FaultProxy
-from .scenarios import SCENARIOS, Stage
+from .scenarios import SCENARIOS, SETTINGS, Stage
 from .seeded import OUTDATED
 
 _SAID_OF_DEFECTS = ("a defect", "Traceback", OUTDATED)
@@ -120,7 +120,7 @@ class Arena:
         name = f"{scenario}-{next(self._count)}"
         trouble: list[str] = []
         outcome = None
-        async with self.operator(name, fault, bug) as running:
+        async with self.operator(name, fault, bug, **SETTINGS.get(scenario, {})) as running:
             try:
                 async with asyncio.timeout(timeout):
                     await self._proxy.watched()
@@ -180,7 +180,7 @@ class Arena:
             for pod in self.view.pods_of(name)
             if pod["status"].get("phase") not in ("Succeeded", "Failed")
         ]
-        pods = {pod.removeprefix(name): len(uids) for pod, uids in self.view.created.items() if pod.startswith(name)}
+        pods = {attempt: len(uids) for (job, attempt), uids in self.view.attempts.items() if job == name}
         status = _normal(job.get("status", {}), name) if job else None
         return Outcome(status, pods, _normal(_relevant(read_rows(database)), name), live)
 
@@ -223,12 +223,14 @@ class Arena:
         self._proxy.disconnect()
 
     async def _clear(self) -> None:
-        """Remove the job and its pods."""
+        """Remove the job, its pods and its pool."""
+        await self._api.request("DELETE", pools_path(self.namespace))
         await self._api.request("DELETE", jobs_path(self.namespace), {"propagationPolicy": "Background"})
         await self._api.request("DELETE", pods_path(self.namespace), {"gracePeriodSeconds": 0})
         async with asyncio.timeout(30):
             await self.view.until(lambda: not self.view.jobs and not self.view.pods, "the namespace is empty")
         self.view.created.clear()
+        self.view.attempts.clear()
 
 
 def _notes(error: BaseException) -> str:
@@ -241,7 +243,8 @@ _SESSION = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]
 
 
 def _normal(value: Any, name: str) -> Any:
-    text = json.dumps(value, sort_keys=True, default=str).replace(name, "JOB")
+    text = re.sub(f"{name}-warm-[a-z0-9]+", f"{name}-1", json.dumps(value, sort_keys=True, default=str))
+    text = text.replace(name, "JOB")
     return json.loads(_SESSION.sub("ID", _TIME.sub('"TIME"', text)))
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from claudejobs.api.base import API_VERSION
 from claudejobs.api.categories import Category
 from claudejobs.api.events import RunnerResult
-from claudejobs.kube.client import jobs_path
+from claudejobs.api.pool import POOL_KIND
+from claudejobs.kube.client import ApiError, jobs_path, pools_path
 from tests.support.kube import job
 
 from .api import Api, View, eventually
@@ -36,6 +40,48 @@ class Stage:
             "POST", jobs_path(self._namespace), job(self.name, podTemplate=placement(self._node), **spec)
         )
 
+    async def make_pool(self) -> None:
+        """Make a pool for such jobs, and wait until a pod of it waits; the kubelet must be there."""
+        template = {"podTemplate": placement(self._node)}
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": POOL_KIND,
+            "metadata": {"name": self.name},
+            "spec": {"size": 1, "template": template},
+        }
+        await self.api.request("POST", pools_path(self._namespace), body)
+        while not (await self._pool()).get("status", {}).get("ready"):  # noqa: ASYNC110 - nobody watches pools here
+            await asyncio.sleep(0.05)
+
+    async def _pool(self) -> dict[str, Any]:
+        return await self.api.get(pools_path(self._namespace, self.name)) or {}
+
+    @asynccontextmanager
+    async def kubelet(self) -> AsyncIterator[None]:
+        """Meanwhile every pod runs as soon as it is scheduled, and is gone as soon as it is deleted."""
+        done: set[tuple[str, bool]] = set()
+
+        def next_one() -> tuple[str, str, bool] | None:
+            for name, pod in self.view.pods.items():
+                deleted = "deletionTimestamp" in pod["metadata"]
+                if (deleted or "nodeName" in pod["spec"]) and (pod["metadata"]["uid"], deleted) not in done:
+                    return name, pod["metadata"]["uid"], deleted
+            return None
+
+        async def work() -> None:
+            while True:
+                name, uid, deleted = await self.view.until(next_one, "a pod to look after")
+                done.add((uid, deleted))
+                with suppress(ApiError):  # it is gone by now
+                    await (self._kubelet.remove(name) if deleted else self._kubelet.run(name))
+
+        task = asyncio.create_task(work())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
     async def change(self, **spec: Any) -> None:
         """Change the job's spec."""
         await self.api.merge(jobs_path(self._namespace, self.name), {"spec": spec})
@@ -55,6 +101,11 @@ class Stage:
     async def end_attempt(self, number: int, result: RunnerResult) -> None:
         """The container ends."""
         await self._kubelet.end(f"{self.name}-{number}", result)
+
+    async def end_running(self) -> None:
+        """The container of the pod that the status names ends."""
+        await self.view.until(lambda: self._runs(1), "the status says that attempt 1 runs")
+        await self._kubelet.end(self.view.status(self.name)["podName"], completed())
 
     async def obey_deletion(self, number: int) -> None:
         """The pod is told to stop, and does."""
@@ -166,7 +217,18 @@ async def again(stage: Stage) -> None:
     await stage.until_phase("Completed")
 
 
+async def warm(stage: Stage) -> None:
+    """A job for which a pod waits. A fault may cost it that pod; it takes another one then, or starts cold."""
+    async with stage.kubelet():
+        await stage.make_pool()
+        await stage.create()
+        await stage.end_running()
+        await stage.until_phase("Completed")
+
+
 Scenario = Callable[[Stage], Awaitable[None]]
 SCENARIOS: dict[str, Scenario] = {
-    s.__name__.replace("_", "-"): s for s in (hello, retry, cancel, delete, ttl, ttl_zero, again)
+    s.__name__.replace("_", "-"): s for s in (hello, retry, cancel, delete, ttl, ttl_zero, again, warm)
 }
+SETTINGS: dict[str, dict[str, object]] = {"warm": {"warm_pools": True}}
+"""What the operator needs to be told for a scenario."""

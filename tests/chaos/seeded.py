@@ -25,11 +25,12 @@ from claudejobs.api.queue_job import QueueJob
 from claudejobs.intake import handling
 from claudejobs.intake.handling import Handler
 from claudejobs.intake.plan import Step
+from claudejobs.kube import apply
 from claudejobs.kube.apply import Applier, Stale
 from claudejobs.kube.cache import Cache
 from claudejobs.kube.client import ApiError, KubeClient
 from claudejobs.kube.controller import Controller
-from claudejobs.reconcile import decide, pod, report
+from claudejobs.reconcile import decide, pod
 from claudejobs.settings import Settings
 
 OUTDATED = "this bug must be put in anew"
@@ -134,8 +135,8 @@ def random_pod_names() -> None:
         return f"{job_name}-{attempt}{os.getpid()}"
 
     _swap(decide, "_base", base)
-    _swap(pod, "pod_name", name_of)
-    _swap(report, "pod_name", name_of)
+    for user in (pod, decide, apply):
+        _swap(user, "pod_name", name_of)
 
 
 BUGS: dict[str, Callable[[], None]] = {
