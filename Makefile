@@ -24,7 +24,7 @@ demo: $(READY) ## Run a first job on a real cluster, everything set up on the wa
 	@$(PY) -m localcluster.demo
 
 test: $(READY) ## Run the unit, integration and end-to-end tests
-	$(PY) -m pytest -n 2 --dist loadfile $(TESTS)
+	$(PY) -m pytest -n 3 --dist loadfile $(TESTS)
 
 test-unit: $(READY) ## Run the tests that need no cluster and no server
 	$(PY) -m pytest tests/unit
