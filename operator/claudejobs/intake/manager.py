@@ -372,5 +372,6 @@ def _status_of(queue: _Queue, view: QueueView, now: datetime) -> QueueStatus:
     if consumer is None or not _drains(consumer, view):
         return status
     status = state.connected(status, consumer.snapshot, consumer.connected, consumer.last_error, view.generation, now)
-    status = state.exclusive(status, consumer.rival, view.generation, now)
+    if consumer.snapshot:  # it has swept
+        status = state.exclusive(status, consumer.rival, view.generation, now)
     return status.model_copy(update={"held": len(consumer.held), "redis_run_id": consumer.run_id})
