@@ -20,6 +20,7 @@ from typing import Any
 import localcluster
 from claudejobs.kube.client import KubeClient, jobs_path, pods_path
 from claudejobs.reconcile.pod import build_pod
+from claudejobs.reconcile.views import MANAGED_BY_LABEL
 from claudejobs.settings import Settings
 from tests.support.kube import Namespace, job, unique
 from tests.support.operator import OperatorProcess
@@ -91,11 +92,11 @@ def resource(number: int) -> dict[str, Any]:
 
 
 def pod(namespace: str, number: int) -> dict[str, Any]:
-    """The very pod that the operator makes, without its owner."""
+    """The pod that the operator makes, without its owner, and without the label by which the operator watches it."""
     owner = resource(number)
     owner["metadata"] |= {"namespace": namespace, "uid": "00000000-0000-0000-0000-000000000000"}
     built = build_pod(owner, 1, "00000000-0000-0000-0000-000000000000", 0.0, Settings())
-    del built["metadata"]["ownerReferences"]
+    del built["metadata"]["ownerReferences"], built["metadata"]["labels"][MANAGED_BY_LABEL]
     return built
 
 

@@ -48,12 +48,6 @@ def make_namespace(cluster: Cluster) -> Iterator[Namespace]:
     namespace.kubectl("delete", "namespace", namespace.name, "--wait=false")
 
 
-@pytest.fixture(scope="session")
-def namespace(cluster: Cluster) -> Iterator[Namespace]:
-    """The namespace that the session's operator watches."""
-    yield from make_namespace(cluster)
-
-
 @pytest.fixture
 def own_namespace(cluster: Cluster) -> Iterator[Namespace]:
     """A namespace for one test."""

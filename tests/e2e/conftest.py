@@ -10,6 +10,7 @@ import pytest
 
 import localcluster
 from localcluster import Cluster
+from tests.conftest import make_namespace
 from tests.integration.postgres import PostgresServer, postgres_server
 from tests.support.kube import Namespace
 from tests.support.operator import OperatorProcess
@@ -44,6 +45,12 @@ def serve(
         assert "Traceback" not in text, text[-5000:]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def namespace(cluster: Cluster) -> Iterator[Namespace]:
+    """The namespace that the session's operator watches."""
+    yield from make_namespace(cluster)
 
 
 @pytest.fixture(scope="session")

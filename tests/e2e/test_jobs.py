@@ -8,6 +8,7 @@ from claudejobs.api.categories import POLICIES, Category
 from tests.conftest import audit_writes
 from tests.support.kube import Namespace, job, unique, wait_for
 from tests.support.operator import OperatorProcess, wait_rows
+from tests.support.processes import sleeper_of
 
 pytestmark = pytest.mark.e2e
 
@@ -121,7 +122,9 @@ async def test_cancel_ends_an_agent_that_hears_neither_interrupt_nor_sigterm(
     name = unique("stopped")
     limits = {"terminationGracePeriodSeconds": 12, "interruptSeconds": 2}
     namespace.apply(job(name, "script: tool echo last; kill -STOP $PPID; sleep 300", **limits))
-    wait_for(lambda: "kill -STOP" in namespace.run("logs", f"{name}-1").stdout, "the agent stops itself")
+    namespace.wait_phase(name, "Running")
+    (pod,) = namespace.pods(name)
+    wait_for(lambda: sleeper_of(pod), "the agent has stopped itself")
     namespace.patch(name, cancel=True)
     status = namespace.wait_phase(name, "Cancelled", "Failed", timeout=120)
     assert status["phase"] == "Cancelled"
