@@ -37,9 +37,6 @@ POLL_SECONDS = 5.0
 RETRY_SECONDS = 30.0
 """Longest time after which what could not be done is tried again; it grows from sweep to sweep."""
 
-RIVAL_SWEEPS = 4
-"""After so many sweeps in which nothing is seen of another operator it is taken to be gone."""
-
 TELL_SECONDS = 0.5
 """Least time between two reports of progress."""
 
@@ -156,9 +153,10 @@ class Consumer:
 
     @property
     def rival(self) -> str | None:
-        """UID of the ClaudeCodeQueue by which another operator, which sees other jobs, drains the queue as well."""
+        """UID of the ClaudeCodeQueue by which another operator, which sees other jobs, drains the queue as well; after
+        a lock's life in which nothing is seen of it, it is taken to be gone."""
         uid, seen = self._rival
-        return uid if time.monotonic() - seen < RIVAL_SWEEPS * self.view.spec.lock_seconds / 4 else None
+        return uid if time.monotonic() - seen < self.view.spec.lock_seconds else None
 
     # The loops.
 
@@ -182,7 +180,7 @@ class Consumer:
         self._note_rival(kept.get("sweeper"))
         active = await self._bull.sweep(self._handler.lock_ms)
         # Redis may answer and yet refuse to write: out of memory, or a replica. Then nothing can be fetched or told.
-        await self._bull.remember(sweeper=self.view.uid, swept=str(int(time.time())))
+        await self._bull.remember(sweeper=self.view.uid)
         self._back()
         self.held = frozenset(one.identity for one in active if one.lock is Lock.OURS)
         self._begun -= before  # each of them is held by now, or finished

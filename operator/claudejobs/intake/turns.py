@@ -84,13 +84,14 @@ class Turns:
     def born(self, turn: Turn, job: QueueJob) -> None:
         """A fetched job has its resource, which counts from now on, or has ended without one."""
         turn.unborn.discard(job)
-        for other in self._turns:
-            if other.wanting:
-                other.wake.set()
+        self._wake_wanting()
 
     def pass_on(self, turn: Turn) -> None:
         """The queue has nothing to fetch, or may not: it keeps no other back."""
         turn.fetching = turn.wanting = False
-        for other in self._turns:
-            if other is not turn and other.wanting:
-                other.wake.set()
+        self._wake_wanting()
+
+    def _wake_wanting(self) -> None:
+        for turn in self._turns:
+            if turn.wanting:
+                turn.wake.set()

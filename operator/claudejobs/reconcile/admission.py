@@ -123,17 +123,22 @@ class Admission:
             self._aside.add(key)
         return freed
 
+    @property
+    def _free(self) -> int:
+        """Slots that nobody holds; negative when more are held than the limit, which was lowered."""
+        return self._limits.total - len(self._holders)
+
     def admits(self, key: Key) -> bool:
         """Whether the job may have a pod now."""
-        return key in self._holders or key in self._first(self._limits.total - len(self._holders))
+        return key in self._holders or key in self._first(self._free)
 
     def next_up(self) -> list[Key]:
         """The waiting jobs for which there is a slot, the first first."""
-        return list(self._first(self._limits.total - len(self._holders)))
+        return list(self._first(self._free))
 
     def room(self, namespace: str) -> Room:
         """Free slots and waiting jobs of a namespace."""
-        free, own = self._limits.total - len(self._holders), self._limits.per_namespace
+        free, own = self._free, self._limits.per_namespace
         if own is not None:
             free = min(free, own - self._namespaces[namespace])
         waiting = {user: len(ranks) for (of, user), ranks in self._waiting.items() if of == namespace}
