@@ -81,14 +81,12 @@ class View:
     """Jobs and pods of one namespace as the API server has them, and every pod there ever was.
 
     Attributes:
-        created: UIDs by pod name, in the order of creation.
         attempts: UIDs of the pods that a job ever had, by job and number of the attempt.
     """
 
     def __init__(self, api: Api, namespace: str) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, dict[str, Any]] = {}
-        self.created: dict[str, list[str]] = {}
         self.attempts: dict[tuple[str, str], set[str]] = {}
         self._changed = asyncio.Condition()
         self._tasks = [
@@ -168,12 +166,9 @@ class View:
             self._changed.notify_all()
 
     def _count(self, pod: dict[str, Any]) -> None:
-        uid, labels = pod["metadata"]["uid"], _labels(pod)
-        uids = self.created.setdefault(pod["metadata"]["name"], [])
-        if uid not in uids:
-            uids.append(uid)
+        labels = _labels(pod)
         if job := labels.get(JOB_LABEL):  # empty as long as the pod waits in a pool
-            self.attempts.setdefault((job, labels[ATTEMPT_LABEL]), set()).add(uid)
+            self.attempts.setdefault((job, labels[ATTEMPT_LABEL]), set()).add(pod["metadata"]["uid"])
 
 
 def _labels(pod: dict[str, Any]) -> dict[str, str]:

@@ -229,7 +229,6 @@ class Arena:
         await self._api.request("DELETE", pods_path(self.namespace), {"gracePeriodSeconds": 0})
         async with asyncio.timeout(30):
             await self.view.until(lambda: not self.view.jobs and not self.view.pods, "the namespace is empty")
-        self.view.created.clear()
         self.view.attempts.clear()
 
 

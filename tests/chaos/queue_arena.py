@@ -125,8 +125,8 @@ class QueueStage:
             phases[job_id] = sorted([*phases.get(job_id, []), job.get("status", {}).get("phase", "")])
         owners = {name: _short(identity_of(job)["id"]) for name, job in self.view.jobs.items()}
         pods: Counter[str] = Counter()
-        for pod, uids in self.view.created.items():
-            pods[owners.get(pod.rpartition("-")[0], "nobody's")] += len(uids)
+        for (owner, _), uids in self.view.attempts.items():
+            pods[owners.get(owner, "nobody's")] += len(uids)
         return phases, dict(pods)
 
 

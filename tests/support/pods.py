@@ -67,8 +67,7 @@ class PlayedPods:
     def pods_of(self, job: Json) -> int:
         """How many pods were ever made for a job."""
         name = job["metadata"]["name"]
-        created = list(self._view.created.items())
-        return sum(len(uids) for pod, uids in created if pod.rpartition("-")[0] == name)
+        return sum(len(uids) for (owner, _), uids in list(self._view.attempts.items()) if owner == name)
 
     def release(self, *jobs: Json) -> None:
         """Let jobs that hold complete."""
