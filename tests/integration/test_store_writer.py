@@ -124,7 +124,7 @@ async def test_no_lines_and_no_such_attempt(db: Db) -> None:
 
 async def test_open_attempts_are_found_over_pages_and_memory_counts(db: Db) -> None:
     # Long enough that the last put still waits in memory when the rows are read.
-    settings = StoreSettings(linger=0.2)
+    settings = StoreSettings(linger=2.0)
     async with db.store(settings) as store:
         for number in range(2500):
             store.put(state(number, "completed" if number % 10 == 0 else "running"))
